@@ -1,0 +1,101 @@
+//! What the host starts a VM with, and what the VM ends with.
+
+use serde::{Deserialize, Serialize};
+
+/// The source text of a tenant. It is parsed and compiled in the guest only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// The entry module.
+    pub entry: Module,
+    /// What the entry module is for.
+    pub mode: Mode,
+    /// What the VM's own heap may hold, in bytes. A script that goes over it gets "not enough memory".
+    pub heap_bytes: u64,
+}
+
+/// One Luau source file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// The name in tracebacks, such as `main.luau`.
+    pub name: String,
+    /// The source text.
+    #[serde(with = "serde_bytes")]
+    pub source: Vec<u8>,
+}
+
+/// How the entry module is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// `load` runs its top level, which returns the handler. Effects are refused there.
+    Handler,
+    /// `load` compiles it; [`Event::Run`] runs its top level, with effects.
+    Script,
+    /// `load` compiles it, and nothing runs.
+    Check,
+}
+
+/// What a loaded VM is asked to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The work.
+    pub event: Event,
+    /// Seeds `math.random`. Fresh for every start, because a snapshot freezes the old seed.
+    pub random_seed: u64,
+}
+
+/// The work of one VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// Call the handler of a [`Mode::Handler`] bundle.
+    Request(Request),
+    /// Run the top level of a [`Mode::Script`] bundle with these arguments as `...`.
+    Run(Vec<String>),
+}
+
+/// An inbound HTTP request, as the handler sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// `GET`, `POST` and so on.
+    pub method: String,
+    /// The whole path, as requested, without the query.
+    pub path: String,
+    /// Decoded query parameters, in order.
+    pub query: Vec<(String, String)>,
+    /// Lower-case names, in order. Values are bytes.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body. Empty when there is none.
+    #[serde(with = "serde_bytes")]
+    pub body: Vec<u8>,
+}
+
+/// The handler's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// 100 to 599.
+    pub status: u16,
+    /// Names and values as the script gave them; the host checks them.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body.
+    #[serde(with = "serde_bytes")]
+    pub body: Vec<u8>,
+}
+
+/// How a start ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Finish {
+    /// The handler's answer to [`Event::Request`].
+    Response(Response),
+    /// [`Event::Run`] came to its end.
+    Done,
+    /// The script failed.
+    Failed(ScriptError),
+}
+
+/// A script's failure, for the log. Never shown to a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScriptError {
+    /// One readable line, such as `main.luau:3: attempt to index nil`.
+    pub message: String,
+    /// Luau's traceback, one frame a line, empty where there is none (a syntax error).
+    pub traceback: String,
+}

@@ -1,0 +1,44 @@
+//! `vnd:hyper`: outbound HTTP.
+
+use serde::{Deserialize, Serialize};
+
+/// What a script asks of HTTP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    /// One request, followed to its last redirect.
+    Request(Request),
+}
+
+/// An outbound request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Upper-case method.
+    pub method: String,
+    /// The URL as the script wrote it. The host parses it once and decides on what it parsed.
+    pub url: String,
+    /// Names and values as the script gave them; the host checks them.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body. Absent and empty differ: an absent one sends no `content-length`.
+    pub body: Option<serde_bytes::ByteBuf>,
+    /// Total time for this request, in milliseconds. Absent: what is left of the script's own time.
+    pub timeout_ms: Option<u64>,
+}
+
+/// A reply to [`Operation`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Operation::Request`]. Any status is a reply, not an error.
+    Response(Response),
+}
+
+/// An upstream's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// 200 to 599.
+    pub status: u16,
+    /// Lower-case names, in order. Values are bytes.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The whole body.
+    #[serde(with = "serde_bytes")]
+    pub body: Vec<u8>,
+}

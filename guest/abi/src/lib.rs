@@ -1,0 +1,63 @@
+//! The contract between the host and the guest.
+//!
+//! Both sides compile this crate, so a type here is written once and cannot drift. Values cross the
+//! wall as postcard bytes; the functions that carry them are listed in `docs/ARCHITECTURE.md`.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`event`] | what the host starts a VM with, and what the VM ends with |
+//! | [`error`] | the error value a script can catch |
+//! | [`http`], [`fs`], [`kv`], [`time`] | operation and reply of one capability each |
+//! | [`log`] | a line that the script printed |
+//! | [`mod@wire`] | the encoding |
+
+pub mod error;
+pub mod event;
+pub mod fs;
+pub mod http;
+pub mod kv;
+pub mod log;
+pub mod time;
+pub mod wire;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::{ErrorKind, OperationError};
+
+/// An effect that a script asks for. One variant per capability.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Operation {
+    /// `vnd:hyper`.
+    Http(http::Operation),
+    /// `std:fs`.
+    Fs(fs::Operation),
+    /// `std:kv`.
+    Kv(kv::Operation),
+    /// `task.wait` of `std:task`.
+    Time(time::Operation),
+}
+
+/// The result of an [`Operation`]; the variants match.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Operation::Http`].
+    Http(http::Reply),
+    /// To [`Operation::Fs`].
+    Fs(fs::Reply),
+    /// To [`Operation::Kv`].
+    Kv(kv::Reply),
+    /// To [`Operation::Time`].
+    Time(time::Reply),
+}
+
+/// How an operation ended.
+pub type Outcome = Result<Reply, OperationError>;
+
+/// A finished operation. The host delivers them in batches, as `Vec<Completion>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    /// The number that the guest gave when it submitted the operation.
+    pub id: u32,
+    /// How it ended.
+    pub outcome: Outcome,
+}
