@@ -1,0 +1,115 @@
+//! The TOML that would allow a refused call.
+//!
+//! It is appended to the policy file, not edited into it: a newcomer pastes it at the end and it works.
+//! So it is always a whole table with the tenant's name in its header, and the decisions are made such
+//! that one more table can only add: any rule may allow a call.
+
+use super::fs::Access;
+
+/// What a tenant would have to be granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// A rule for one origin and one method.
+    Http {
+        /// As in a rule's `hosts`.
+        origin: String,
+        /// As in a rule's `methods`. Absent: all.
+        method: Option<String>,
+        /// As in a rule's `addresses`.
+        addresses: Vec<String>,
+        /// Whether the script wrote the addresses itself, or they say no more than it wrote.
+        addresses_are_known: bool,
+    },
+    /// A directory.
+    Fs {
+        /// As the script sees it.
+        path: String,
+        /// The directory of the grant that covers the path already; absent: a new one.
+        dir: Option<String>,
+        /// What the call needs.
+        access: Access,
+    },
+    /// The store.
+    Kv,
+}
+
+impl Remedy {
+    /// The TOML for the script. `None` where it would tell what a name resolved to.
+    pub(super) fn for_script(&self, tenant: &str) -> Option<String> {
+        match self {
+            Self::Http { addresses_are_known: false, .. } => None,
+            _ => Some(self.for_operator(tenant)),
+        }
+    }
+
+    /// The TOML with everything in it.
+    pub(super) fn for_operator(&self, tenant: &str) -> String {
+        match self {
+            Self::Http { origin, method, addresses, addresses_are_known: _ } => {
+                let mut text = format!("[[tenant.{tenant}.allow.http]]\nhosts = [{}]\n", quoted(origin));
+                if !addresses.is_empty() {
+                    let addresses: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
+                    text.push_str(&format!("addresses = [{}]\n", addresses.join(", ")));
+                }
+                if let Some(method) = method {
+                    text.push_str(&format!("methods = [{}]\n", quoted(method)));
+                }
+                text
+            }
+            Self::Fs { path, dir, access } => {
+                let dir = dir.clone().unwrap_or_else(|| new_dir(tenant, path));
+                let (path, dir, access) = (quoted(path), quoted(&dir), quoted(access.as_str()));
+                format!("[[tenant.{tenant}.allow.fs]]\npath = {path}\ndir = {dir}\naccess = {access}\n")
+            }
+            Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
+        }
+    }
+}
+
+/// A name for a directory that is not there yet: `acme-data` for `/data`.
+fn new_dir(tenant: &str, path: &str) -> String {
+    let name = path.rsplit('/').next().unwrap_or("");
+    let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    // The tenant's name in front keeps two tenants that both ask for `/data` apart.
+    format!("{tenant}-{}", if plain { name } else { "files" })
+}
+
+/// A TOML string. The text holds no control characters; paths and URLs with them are refused before.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_directory_is_named_after_tenant_and_path() {
+        for (path, expected) in [("/data", "acme-data"), ("/", "acme-files"), ("/my data", "acme-files"), ("/a/b_2", "acme-b_2"), ("/..", "acme-files")] {
+            assert_eq!(new_dir("acme", path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_text_is_one_toml_string() {
+        for text in ["/data", "/a \"b\"", "/é", "\\", "\\\""] {
+            let document = format!("x = {}", quoted(text));
+            let table: toml::Table = toml::from_str(&document).expect(&document);
+            assert_eq!(table["x"].as_str(), Some(text));
+        }
+    }
+
+    #[test]
+    fn a_resolved_address_is_for_the_operator() {
+        let remedy = |addresses_are_known| Remedy::Http {
+            origin: "https://db.internal".to_owned(),
+            method: Some("GET".to_owned()),
+            addresses: vec!["10.0.0.5/32".to_owned()],
+            addresses_are_known,
+        };
+        let text = "[[tenant.acme.allow.http]]\nhosts = [\"https://db.internal\"]\naddresses = [\"10.0.0.5/32\"]\nmethods = [\"GET\"]\n";
+        assert_eq!(remedy(true).for_script("acme").as_deref(), Some(text));
+        assert_eq!(remedy(false).for_script("acme"), None);
+        assert_eq!(remedy(false).for_operator("acme"), text);
+    }
+}

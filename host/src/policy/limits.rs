@@ -1,0 +1,163 @@
+//! How much one tenant may use: `[tenant.NAME.limits]`.
+//!
+//! Only the numbers live here; [`crate::limits`] counts against them.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use super::{
+    error::{Broken, Errors, child},
+    raw::LimitsToml,
+    units,
+};
+
+/// Least memory: below it the VM itself does not start.
+const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// Most memory. One bulk operation over all of it cannot be interrupted, so it bounds the delay of a kill.
+const MAX_MEMORY_BYTES: u64 = 64 << 20;
+const MAX_CPU: Duration = Duration::from_secs(5 * 60);
+const MAX_WALL: Duration = Duration::from_secs(60 * 60);
+const MAX_CONNECTIONS: u32 = 10_000;
+
+/// What one tenant may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory of one request, in bytes. 4 MiB to 64 MiB.
+    pub memory_bytes: u64,
+    /// Computing time of one request. Time parked in I/O is not counted.
+    pub cpu: Duration,
+    /// Time from a request's start to its end, with everything.
+    pub wall: Duration,
+    /// Inbound requests of the tenant. Over it: 429.
+    pub requests: Rate,
+    /// Broker operations of the tenant. Over it: an error that the script can catch.
+    pub operations: Rate,
+    /// Outbound connections of the tenant at once. Over it calls wait their turn.
+    pub connections: NonZeroU32,
+}
+
+/// So many events in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// 1 to 1,000,000 events.
+    pub count: NonZeroU32,
+    /// One second, minute or hour.
+    pub per: Duration,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    /// Enough for a page that fetches a few others, too little to hurt a neighbour.
+    fn default() -> Self {
+        Self {
+            memory_bytes: 32 << 20,
+            cpu: Duration::from_millis(50),
+            wall: Duration::from_secs(30),
+            requests: Rate::per_second(const { NonZeroU32::new(200).expect("200 is not 0") }),
+            operations: Rate::per_second(const { NonZeroU32::new(1000).expect("1000 is not 0") }),
+            connections: const { NonZeroU32::new(32).expect("32 is not 0") },
+        }
+    }
+}
+
+impl Rate {
+    /// So many events each second.
+    pub const fn per_second(count: NonZeroU32) -> Self {
+        Self { count, per: Duration::from_secs(1) }
+    }
+}
+
+/// Converts the table; an absent key takes its default.
+pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Limits {
+    let LimitsToml { memory, cpu, wall, requests, operations, connections } = raw;
+    let default = Limits::default();
+    let wall = errors.value(&child(at, "wall"), wall.as_ref(), |text| self::wall(text)).unwrap_or(default.wall);
+    // A default is lowered to what the operator wrote; what the operator wrote is never changed.
+    let default_cpu = default.cpu.min(wall);
+    let cpu = errors.value(&child(at, "cpu"), cpu.as_ref(), |text| self::cpu(text, wall));
+    Limits {
+        memory_bytes: errors.value(&child(at, "memory"), memory.as_ref(), |text| self::memory(text)).unwrap_or(default.memory_bytes),
+        cpu: cpu.unwrap_or(default_cpu),
+        wall,
+        requests: errors.value(&child(at, "requests"), requests.as_ref(), |text| units::rate(text)).unwrap_or(default.requests),
+        operations: errors.value(&child(at, "operations"), operations.as_ref(), |text| units::rate(text)).unwrap_or(default.operations),
+        connections: errors.value(&child(at, "connections"), connections.as_ref(), self::connections).unwrap_or(default.connections),
+    }
+}
+
+fn memory(text: &str) -> Result<u64, Broken> {
+    let bytes = units::bytes(text)?;
+    if bytes > MAX_MEMORY_BYTES {
+        return Err(Broken::new("at most 64 MiB per request").write("\"32 MiB\""));
+    }
+    if bytes < MIN_MEMORY_BYTES {
+        return Err(Broken::new("at least 4 MiB, which the VM itself needs").write("\"32 MiB\""));
+    }
+    Ok(bytes)
+}
+
+fn cpu(text: &str, wall: Duration) -> Result<Duration, Broken> {
+    let cpu = at_most(units::duration(text)?, MAX_CPU, "at most 5 m of computing per request", "\"50 ms\"")?;
+    if cpu > wall {
+        // Never reached: the operator meant something else by one of the two.
+        let help = "raise wall, or lower cpu to it";
+        return Err(Broken::new(format!("more than wall, which ends the request after {wall:?}")).help(help));
+    }
+    Ok(cpu)
+}
+
+fn wall(text: &str) -> Result<Duration, Broken> {
+    at_most(units::duration(text)?, MAX_WALL, "at most 60 m per request", "\"30 s\"")
+}
+
+fn at_most(time: Duration, most: Duration, rule: &str, example: &str) -> Result<Duration, Broken> {
+    if time.is_zero() {
+        return Err(Broken::new("at least 1 ms: with no time nothing can run").write(example));
+    }
+    if time > most { Err(Broken::new(rule).write(example)) } else { Ok(time) }
+}
+
+fn connections(number: &i64) -> Result<NonZeroU32, Broken> {
+    u32::try_from(*number)
+        .ok()
+        .filter(|number| *number <= MAX_CONNECTIONS)
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| Broken::new("1 to 10000 connections").write("32").help("write for example 32; grant no http to allow none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_lies_between_what_the_vm_needs_and_what_a_kill_can_wait_for() {
+        for (text, accepted) in
+            [("0 B", false), ("1 B", false), ("4194303 B", false), ("4 MiB", true), ("64 MiB", true), ("67108865 B", false), ("1 GiB", false)]
+        {
+            assert_eq!(memory(text).is_ok(), accepted, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_have_a_floor_and_a_ceiling() {
+        for (text, accepted) in [("0 ms", false), ("1 ms", true), ("60 m", true), ("3600001 ms", false)] {
+            assert_eq!(wall(text).is_ok(), accepted, "wall {text}");
+        }
+        for (text, accepted) in [("0 s", false), ("1 ms", true), ("5 m", true), ("300001 ms", false)] {
+            assert_eq!(cpu(text, MAX_WALL).is_ok(), accepted, "cpu {text}");
+        }
+    }
+
+    #[test]
+    fn computing_time_longer_than_the_request_may_last_is_a_mistake() {
+        assert!(cpu("30 s", Duration::from_secs(30)).is_ok());
+        assert!(cpu("30001 ms", Duration::from_secs(30)).is_err());
+    }
+
+    #[test]
+    fn connections_are_counted_from_one() {
+        for (number, accepted) in [(i64::MIN, false), (-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)] {
+            assert_eq!(connections(&number).is_ok(), accepted, "{number}");
+        }
+    }
+}

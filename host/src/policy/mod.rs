@@ -1,0 +1,107 @@
+//! What a tenant may do: the policy file as written, then as enforced.
+//!
+//! Pure on purpose: no file is opened, no name resolved, no clock read. A decision is a function of the
+//! policy and the call, so a test, `neoc check` and a running host all ask the same code and get the
+//! same answer. Whoever decides also gets the words for it: a [`Refusal`] carries the reason's stable
+//! label, the rule's place in the file, and the TOML that would allow the call.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `raw` | the file as written, every value with its place |
+//! | `read` | from text to `raw`, with all errors and not only the first |
+//! | [`error`] | one line per error: file, line, column, key, value, rule, example |
+//! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
+//! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
+//! | [`http`], [`fs`], [`kv`] | grants of one capability each, and the decision on them |
+//! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`refusal`], `fix` | why a call is refused, and what would allow it |
+//!
+//! Nothing is allowed by being absent: a missing table grants nothing, an empty file denies everything.
+
+pub mod address;
+pub mod error;
+mod fix;
+pub mod fs;
+pub mod host;
+pub mod http;
+pub mod kv;
+pub mod limits;
+pub mod origin;
+mod raw;
+mod read;
+pub mod refusal;
+pub mod route;
+pub mod target;
+pub mod tenant;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::{path::Path, sync::Arc};
+
+pub use error::{PolicyError, PolicyErrors};
+pub use host::Host;
+pub use limits::{Limits, Rate};
+pub use refusal::{Reason, Refusal};
+pub use route::Route;
+pub use tenant::{Allow, Tenant};
+
+use error::Errors;
+use raw::PolicyToml;
+use route::RouteTable;
+
+/// A policy as enforced. Made once from a file, then only read.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// What all tenants share.
+    pub host: Host,
+    /// Sorted by name.
+    pub tenants: Vec<Arc<Tenant>>,
+    routes: RouteTable,
+}
+
+// === impl Policy ===
+
+impl Policy {
+    /// Parses the text of a policy file. `file` names it in errors, and relative paths in it start at
+    /// its folder; nothing is read from there.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the file's order.
+    pub fn parse(source: &str, file: &Path) -> Result<Self, PolicyErrors> {
+        let mut errors = Errors::new(file, source);
+        let raw = read::read(source, &mut errors).unwrap_or_default();
+        // Converted in spite of errors, so that the rules broken in good TOML show up in the same run.
+        let policy = Self::enforce(raw, file.parent().unwrap_or(Path::new("")), &mut errors);
+        errors.finish().map(|()| policy)
+    }
+
+    /// The tenant that a request belongs to. `host` is the request's `Host` header, port and all;
+    /// `path` is as requested, without the query and still percent-encoded.
+    pub fn route(&self, host: Option<&str>, path: &str) -> Option<&Arc<Tenant>> {
+        self.tenants.get(self.routes.find(host, path)?)
+    }
+
+    /// The tenant of this name.
+    pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
+        let index = self.tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok()?;
+        self.tenants.get(index)
+    }
+
+    fn enforce(raw: PolicyToml, folder: &Path, errors: &mut Errors<'_>) -> Self {
+        let PolicyToml { host, tenant } = raw;
+        let host = host::enforce(host, folder, errors);
+        let mut tenants = Vec::with_capacity(tenant.len());
+        let mut routes = Vec::new();
+        for (name, tenant) in tenant {
+            if let Some((tenant, spans)) = tenant::enforce(name, tenant, folder, errors) {
+                let index = tenants.len();
+                routes.extend(tenant.routes.iter().cloned().zip(spans).map(|(route, span)| (route, index, span)));
+                tenants.push(Arc::new(tenant));
+            }
+        }
+        let routes = RouteTable::build(routes, &tenants, errors);
+        Self { host, tenants, routes }
+    }
+}

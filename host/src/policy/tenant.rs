@@ -1,0 +1,141 @@
+//! One tenant: `[tenant.NAME]`.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml::Spanned;
+
+use super::{
+    error::{Broken, Errors, child},
+    fs,
+    host::below,
+    http,
+    kv,
+    limits::{self, Limits},
+    raw::{AllowToml, TenantToml, Text},
+    route::Route,
+};
+
+/// Longest name, in bytes: that of a DNS label, so that a name can be one.
+const MAX_NAME_BYTES: usize = 63;
+
+/// A tenant as enforced.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    /// 1 to 63 of `a-z`, `0-9` and `-`.
+    pub name: String,
+    /// The entry module's file.
+    pub script: PathBuf,
+    /// Which requests are this tenant's. Empty: none.
+    pub routes: Vec<Route>,
+    /// How much it may use.
+    pub limits: Limits,
+    /// What it may do.
+    pub allow: Allow,
+}
+
+/// A tenant's grants. Empty: no effect at all.
+#[derive(Debug, Clone, Default)]
+pub struct Allow {
+    /// Outbound HTTP. A call needs one rule that allows all of it.
+    pub http: Vec<http::Rule>,
+    /// Directories. The grant with the longest path that covers a call decides.
+    pub fs: Vec<fs::Grant>,
+    /// The tenant's own store.
+    pub kv: Option<kv::Grant>,
+}
+
+// === impl Tenant ===
+
+impl Tenant {
+    /// A tenant for a single script without a policy: no grants, and the budget of a job.
+    pub fn without_grants(name: impl Into<String>, script: impl Into<PathBuf>) -> Self {
+        let limits = Limits { cpu: Duration::from_secs(5), wall: Duration::from_secs(60), ..Limits::default() };
+        Self { name: name.into(), script: script.into(), routes: Vec::new(), limits, allow: Allow::default() }
+    }
+}
+
+/// Converts the table. Also gives the place of each route, for errors that need two of them.
+pub(super) fn enforce(
+    name: Text,
+    raw: Spanned<TenantToml>,
+    folder: &Path,
+    errors: &mut Errors<'_>,
+) -> Option<(Tenant, Vec<Range<usize>>)> {
+    let at = child("tenant", name.get_ref());
+    let span = name.span();
+    let TenantToml { script, routes, limits, allow } = raw.into_inner();
+    let good_name = is_name(name.get_ref());
+    if !good_name {
+        let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
+        errors.add_without_value(&at, span.clone(), broken);
+    }
+    if script.is_none() {
+        errors.missing(&at, "script", span, "\"main.luau\"");
+    }
+    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(folder, text));
+    let (routes, spans) = self::routes(&child(&at, "routes"), routes.unwrap_or_default(), errors);
+    let limits = limits::enforce(limits, &child(&at, "limits"), errors);
+    let allow = self::allow(allow, &child(&at, "allow"), errors);
+    let tenant = Tenant { name: name.into_inner(), script: script?, routes, limits, allow };
+    good_name.then_some((tenant, spans))
+}
+
+fn routes(at: &str, written: Vec<Text>, errors: &mut Errors<'_>) -> (Vec<Route>, Vec<Range<usize>>) {
+    let mut routes = Vec::with_capacity(written.len());
+    let mut spans = Vec::with_capacity(written.len());
+    for (index, text) in written.iter().enumerate() {
+        if let Some(route) = errors.value(&format!("{at}[{index}]"), Some(text), |text| Route::parse(text)) {
+            routes.push(route);
+            spans.push(text.span());
+        }
+    }
+    (routes, spans)
+}
+
+fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
+    let AllowToml { http, fs, kv } = raw;
+    Allow {
+        http: http::enforce(http, &child(at, "http"), errors),
+        fs: fs::enforce(fs, &child(at, "fs"), errors),
+        kv: kv.map(|kv| {
+            let span = kv.span();
+            kv::enforce(kv.into_inner(), &span, errors)
+        }),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_a_short_plain_word() {
+        let longest = "a".repeat(63);
+        for name in ["a", "acme", "acme-2", "0", longest.as_str()] {
+            assert!(is_name(name), "{name}");
+        }
+        let too_long = "a".repeat(64);
+        for name in ["", "Acme", "a.b", "a/b", "a b", "a_b", "é", "..", too_long.as_str()] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_script_without_a_policy_may_compute_and_nothing_else() {
+        let tenant = Tenant::without_grants("run", "job.luau");
+        assert!(kv::decide(&tenant, b"k").is_err());
+        assert!(fs::decide(&tenant, "/data/x", false).is_err());
+        let url = http::parse_target("https://example.com").expect("a URL");
+        assert!(http::decide(&tenant, "GET", &url).is_err());
+        assert_eq!((tenant.limits.cpu, tenant.limits.wall), (Duration::from_secs(5), Duration::from_secs(60)));
+    }
+}
