@@ -1,0 +1,214 @@
+//! Permits for `vnd:hyper`: for a request, for each address it may connect to, for each redirect.
+
+use std::{
+    hash::{Hash, Hasher},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use neoc_abi::{ErrorKind, OperationError, http::Operation};
+use tokio::sync::Semaphore;
+use url::Url;
+
+use super::{Broker, Caller, Refused};
+use crate::policy::{
+    Tenant,
+    http::{self as policy, TargetError, parse_redirect, parse_target},
+};
+
+/// Most headers that a script may send.
+const MAX_HEADERS: usize = 64;
+
+/// Headers that decide where a message ends or who sent it. They are the host's alone.
+const HOST_HEADERS: [&str; 12] = [
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+/// Leave to send one request to one origin.
+pub struct Permit {
+    caller: Arc<Caller>,
+    rules: policy::HttpMatch,
+    url: Url,
+    request: Request,
+}
+
+/// The checked parts of a request, apart from its URL.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// Headers that a script may set.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Option<bytes::Bytes>,
+    /// Total time, in milliseconds.
+    pub timeout_ms: Option<u64>,
+}
+
+/// What a connection may reach: the addresses that these rules of this tenant allow.
+#[derive(Clone)]
+pub struct Reach {
+    tenant: Arc<Tenant>,
+    rules: policy::HttpMatch,
+}
+
+/// Leave to connect to one address.
+pub struct AddressPermit {
+    address: SocketAddr,
+}
+
+impl Permit {
+    /// Where to.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// What to send.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// Removes what only the first origin may see. For a redirect that leaves it.
+    pub fn drop_credentials(&mut self) {
+        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
+            self.request.headers.remove(name);
+        }
+    }
+
+    /// Who asked.
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// What its connections may reach. Pooled connections are kept apart by it, because a connection
+    /// out of the pool skips the checks of connecting.
+    pub fn reach(&self) -> Reach {
+        Reach { tenant: Arc::clone(&self.caller.tenant), rules: self.rules.clone() }
+    }
+
+    /// The tenant's slots for outbound connections.
+    pub fn connections(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.caller.account.connections)
+    }
+}
+
+impl AddressPermit {
+    /// Where to connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Decides: the URL's form, the rules, the headers, then the count of outbound requests.
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
+    let Operation::Request(request) = operation;
+    let neoc_abi::http::Request { method, url, headers, body, timeout_ms } = request;
+    let method = Method::from_bytes(method.as_bytes())
+        .ok()
+        .filter(|method| method != Method::CONNECT)
+        .ok_or_else(|| Refused::Invalid(OperationError::invalid(format!("hyper: no such method: {method:?}"))))?;
+    let url = parse_target(&url).map_err(|error| refused_target(caller, error))?;
+    let headers = checked_headers(headers)?;
+    let body = body.map(|body| bytes::Bytes::from(body.into_vec()));
+    decide(caller, Request { method, headers, body, timeout_ms }, url)
+}
+
+/// The decision that a first request and a redirect share.
+fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Result<Permit, Refused> {
+    let rules = policy::decide(&caller.tenant.allow.http, request.method.as_str(), &url).map_err(|refusal| caller.refuse(refusal))?;
+    caller.take_subrequest()?;
+    Ok(Permit { caller: Arc::clone(caller), rules, url, request })
+}
+
+impl Broker {
+    /// Decides about a redirect as about a request of its own.
+    ///
+    /// # Errors
+    /// As [`Broker::authorize`].
+    pub fn authorize_redirect(&self, from: &Permit, request: Request, location: &str) -> Result<Permit, OperationError> {
+        let caller = &from.caller;
+        let decided = caller.take_operation().and_then(|()| {
+            let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error))?;
+            decide(caller, request, url)
+        });
+        self.audit(caller, "http", &format!("redirect to {location}"), decided)
+    }
+
+    /// Records that a request could not be sent, because [`Reach::permit`] refused its address.
+    /// Gives what the script gets.
+    pub fn refuse_address(&self, permit: &Permit, address: IpAddr) -> OperationError {
+        let Permit { caller, rules, url, request } = permit;
+        let decided = policy::check_address(&caller.tenant.allow.http, rules, request.method.as_str(), url, address);
+        let target = format!("{} {url}", request.method);
+        match self.audit(caller, "http", &target, decided.map_err(|refusal| caller.refuse(refusal))) {
+            Err(error) => error,
+            // Only when the policy were to contradict itself; then nothing was sent either.
+            Ok(()) => OperationError::io(format!("hyper: {url}: the connection failed")),
+        }
+    }
+}
+
+// === impl Reach ===
+
+impl Reach {
+    /// Permits a connection to one address, or not.
+    pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
+        let allowed = policy::allows_address(&self.tenant.allow.http, &self.rules, address.ip());
+        allowed.then_some(AddressPermit { address })
+    }
+}
+
+impl PartialEq for Reach {
+    fn eq(&self, other: &Self) -> bool {
+        // The same tenant of another policy may have other rules under the same numbers.
+        Arc::ptr_eq(&self.tenant, &other.tenant) && self.rules == other.rules
+    }
+}
+
+impl Eq for Reach {}
+
+impl Hash for Reach {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.tenant).hash(state);
+        self.rules.hash(state);
+    }
+}
+
+fn refused_target(caller: &Caller, error: TargetError) -> Refused {
+    match error {
+        TargetError::Invalid(message) => Refused::Invalid(OperationError::invalid(format!("hyper: {message}"))),
+        TargetError::Denied(refusal) => caller.refuse(refusal),
+    }
+}
+
+fn checked_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, Refused> {
+    let invalid = |message| Refused::Invalid(OperationError::invalid(message));
+    if headers.len() > MAX_HEADERS {
+        return Err(invalid(format!("hyper: at most {MAX_HEADERS} headers, got {}", headers.len())));
+    }
+    let mut checked = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let parsed = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| invalid(format!("hyper: not a header name: {name:?}")))?;
+        if HOST_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with("x-forwarded-") {
+            let message = format!("hyper: the header {parsed} is set by the host alone");
+            return Err(Refused::Invalid(OperationError::new(ErrorKind::Denied, message)));
+        }
+        let value = HeaderValue::from_bytes(&value)
+            .map_err(|_| invalid(format!("hyper: the value of the header {parsed} has a control character")))?;
+        checked.append(parsed, value);
+    }
+    Ok(checked)
+}

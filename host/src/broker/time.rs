@@ -1,0 +1,39 @@
+//! Permits for `task.wait`. Everybody may wait; the rate of operations bounds how often.
+
+use std::time::Duration;
+
+use neoc_abi::time::Operation;
+
+/// Longest wait, in seconds: a day. No request lives as long.
+const MAX_WAIT_SECONDS: f64 = 86_400.0;
+
+/// Leave to wait.
+pub struct Permit {
+    duration: Duration,
+}
+
+impl Permit {
+    /// How long.
+    pub fn duration(&self) -> Duration {
+        self.duration
+    }
+}
+
+/// Decides. NaN and negative waits count as 0.
+pub(super) fn authorize(operation: Operation) -> Permit {
+    let Operation::Wait { seconds } = operation;
+    // `max` first: it turns NaN into 0.
+    Permit { duration: Duration::from_secs_f64(seconds.max(0.0).min(MAX_WAIT_SECONDS)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_that_makes_no_sense_is_bounded() {
+        for (seconds, expected) in [(f64::NAN, 0.0), (-1.0, 0.0), (0.25, 0.25), (f64::INFINITY, MAX_WAIT_SECONDS)] {
+            assert_eq!(authorize(Operation::Wait { seconds }).duration().as_secs_f64(), expected, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Doing it: one file per capability. Each effect takes the broker's permit by value.
+
+pub mod fs;
+pub mod http;
+pub mod kv;
+pub mod time;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use neoc_abi::{Outcome, Reply};
+
+use crate::{
+    broker::{Broker, Permit},
+    policy::{Host, Tenant},
+};
+
+/// What the effects work with: connection pools, open directories, the store.
+pub struct Capabilities {
+    http: http::Client,
+    fs: fs::Directories,
+    kv: Option<kv::Store>,
+}
+
+/// Why a capability cannot be offered.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A granted directory cannot be opened.
+    #[error("{key}: cannot open the directory {}", path.display())]
+    Directory {
+        /// The policy key.
+        key: String,
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The key-value store cannot be opened.
+    #[error("cannot open the key-value store {}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What the store said.
+        #[source]
+        source: kv::StoreError,
+    },
+}
+
+impl Capabilities {
+    /// Opens what the tenants' grants need: their directories, and the store if anyone may use it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
+        let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
+        Ok(Self {
+            http: http::Client::new(broker),
+            fs: fs::Directories::open(&host.data_dir, tenants)?,
+            kv: any_kv.then(|| kv::Store::open(&host.data_dir)).transpose()?,
+        })
+    }
+
+    /// For a script that runs without a policy: there is nothing to open.
+    pub fn none(broker: Arc<Broker>) -> Self {
+        Self { http: http::Client::new(broker), fs: fs::Directories::none(), kv: None }
+    }
+}
+
+/// Does what the permit allows. Cancelled by dropping the future.
+///
+/// # Errors
+/// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
+pub async fn perform(capabilities: &Capabilities, permit: Permit) -> Outcome {
+    match permit {
+        Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
+        Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
+        Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
+        Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
+    }
+}

@@ -1,0 +1,115 @@
+//! Where a script's lines go: the tenant's log, or standard output under `neoc run`.
+
+use std::{
+    io::Write,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use neoc_abi::{
+    error::truncate_at_char,
+    log::{Level, MAX_LINE_BYTES, Record},
+};
+
+use crate::limits::RateLimiter;
+
+/// Log bytes that a tenant may write a second.
+pub const BYTES_PER_SECOND: NonZeroU32 = NonZeroU32::new(64 * 1024).expect("it is not 0");
+
+/// The sink for one VM's lines.
+#[derive(Clone)]
+pub struct ScriptLog(Sink);
+
+#[derive(Clone)]
+enum Sink {
+    Discard,
+    Terminal,
+    Tenant { tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota> },
+}
+
+/// A tenant's share of the log.
+pub struct Quota {
+    bytes: RateLimiter,
+    lost_lines: AtomicU64,
+}
+
+impl Quota {
+    /// A quota with `bytes` to take from.
+    pub fn new(bytes: RateLimiter) -> Self {
+        Self { bytes, lost_lines: AtomicU64::new(0) }
+    }
+}
+
+// === impl ScriptLog ===
+
+impl ScriptLog {
+    /// Lines go nowhere.
+    pub fn discard() -> Self {
+        Self(Sink::Discard)
+    }
+
+    /// `print` goes to standard output, other lines to standard error.
+    pub fn terminal() -> Self {
+        Self(Sink::Terminal)
+    }
+
+    /// Lines go to the host's log, with the tenant and the request as fields, within the quota.
+    pub fn tenant(tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota>) -> Self {
+        Self(Sink::Tenant { tenant, request, quota })
+    }
+
+    /// Writes one line. Never waits for a reader.
+    pub fn write(&self, record: Record) {
+        let Record { level, mut text } = record;
+        match &self.0 {
+            Sink::Discard => {}
+            Sink::Terminal => write_to_terminal(level, &text),
+            Sink::Tenant { tenant, request, quota } => {
+                truncate_at_char(&mut text, MAX_LINE_BYTES);
+                // An empty line costs one byte, so that a flood of them is bounded too.
+                let bytes = u32::try_from(text.len()).unwrap_or(u32::MAX).max(1);
+                if quota.bytes.try_take_n(bytes).is_err() {
+                    quota.lost_lines.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                let lost_lines = quota.lost_lines.swap(0, Ordering::Relaxed);
+                if lost_lines > 0 {
+                    tracing::warn!(target: "neoc::script", %tenant, lost_lines, "lines over the tenant's log quota were dropped");
+                }
+                write_to_log(tenant, request, level, &text);
+            }
+        }
+    }
+}
+
+/// A terminal or a pipe that is gone is no reason to fail: the script's work goes on.
+fn write_to_terminal(level: Level, text: &str) {
+    let _ = match level {
+        Level::Print => writeln!(std::io::stdout().lock(), "{text}"),
+        Level::Debug | Level::Info | Level::Warn | Level::Error => {
+            writeln!(std::io::stderr().lock(), "{}: {text}", label(level))
+        }
+    };
+}
+
+fn write_to_log(tenant: &str, request: &str, level: Level, text: &str) {
+    match level {
+        Level::Debug => tracing::debug!(target: "neoc::script", tenant, request, text),
+        Level::Print | Level::Info => tracing::info!(target: "neoc::script", tenant, request, text),
+        Level::Warn => tracing::warn!(target: "neoc::script", tenant, request, text),
+        Level::Error => tracing::error!(target: "neoc::script", tenant, request, text),
+    }
+}
+
+fn label(level: Level) -> &'static str {
+    match level {
+        Level::Print => "print",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    }
+}
