@@ -1,0 +1,53 @@
+//! Why a VM was destroyed. The script cannot catch these; its owner learns them from here.
+
+use std::time::Duration;
+
+use wasmtime::{PoolConcurrencyLimitError, Trap};
+
+use super::meter::CpuExhausted;
+
+/// What ended a VM before its script came to an end.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The script used up its CPU time.
+    #[error("killed: the script used up its CPU budget of {} ms (limits.cpu)", .0.as_millis())]
+    Cpu(Duration),
+    /// The script was not done in time.
+    #[error("killed: the script was not done within {} ms (limits.wall)", .0.as_millis())]
+    Wall(Duration),
+    /// All slots for VMs are taken.
+    #[error("no free instance (host.instances)")]
+    Capacity,
+    /// The VM broke: a memory error of its own, or no memory where it cannot go on without.
+    #[error("killed: the sandbox trapped: {0}")]
+    Trap(String),
+    /// The host's own fault.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Failure {
+    /// Names the cause of an error that wasmtime gave.
+    pub fn from_wasmtime(error: &wasmtime::Error, cpu: Duration) -> Self {
+        if error.is::<CpuExhausted>() {
+            Self::Cpu(cpu)
+        } else if error.is::<PoolConcurrencyLimitError>() {
+            Self::Capacity
+        } else if let Some(trap) = error.downcast_ref::<Trap>() {
+            Self::Trap(trap.to_string())
+        } else {
+            Self::Internal(format!("{error:#}"))
+        }
+    }
+
+    /// The stable name that logs and metrics use.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu",
+            Self::Wall(_) => "wall",
+            Self::Capacity => "capacity",
+            Self::Trap(_) => "trap",
+            Self::Internal(_) => "internal",
+        }
+    }
+}

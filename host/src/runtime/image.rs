@@ -1,0 +1,127 @@
+//! The base image: the guest after its `init`, compiled once and kept on disk.
+//!
+//! `init` creates the Luau VM and its libraries. wasmtime-wizer runs it and writes the memory it
+//! leaves into a new module, so that a fresh instance starts with the VM already there. Compiling
+//! that module takes seconds, mapping the compiled file takes less than a millisecond; so the
+//! compiled file is cached under a name that holds everything it depends on.
+
+use std::{
+    fs::{self, File},
+    hash::{Hash, Hasher},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use wasmtime::{Engine, Linker, Module, Store};
+use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
+use wasmtime_wizer::Wizer;
+
+/// The guest as it was built by `guest/build.sh`.
+const GUEST: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/build/neoc_guest.wasm"));
+
+/// Why there is no base image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The cache folder cannot be used.
+    #[error("cannot use the cache folder {}", path.display())]
+    Cache {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The guest does not compile or its `init` fails.
+    #[error("cannot build the base image from the guest")]
+    Build(#[source] wasmtime::Error),
+}
+
+/// Gives the base image: from the cache when it holds a sound one, else built and put there.
+///
+/// # Errors
+/// [`ImageError::Cache`] when the folder cannot be made or written, [`ImageError::Build`] when the
+/// guest itself is broken.
+pub fn load_or_build(engine: &Engine, cache_dir: &Path) -> Result<Module, ImageError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ImageError::Cache { path, source }
+    };
+    fs::create_dir_all(cache_dir).map_err(failed(cache_dir))?;
+    let path = cache_dir.join(format!("{}.cwasm", cache_key(engine)));
+    if let Some(module) = load(engine, &path) {
+        return Ok(module);
+    }
+    tracing::info!("compiling the base image; this happens once per version and machine");
+    let snapshot = snapshot(engine).map_err(ImageError::Build)?;
+    let compiled = engine.precompile_module(&snapshot).map_err(ImageError::Build)?;
+    store(&path, &compiled).map_err(failed(&path))?;
+    load(engine, &path).ok_or_else(|| ImageError::Build(wasmtime::Error::msg("the image just written does not load")))
+}
+
+/// Everything that the compiled code depends on: the guest, and wasmtime's version and settings.
+fn cache_key(engine: &Engine) -> String {
+    struct Blake3(blake3::Hasher);
+    impl Hasher for Blake3 {
+        fn finish(&self) -> u64 {
+            0 // The whole hash is read instead.
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+    }
+    let mut hasher = Blake3(blake3::Hasher::new());
+    hasher.write(GUEST);
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    hasher.0.finalize().to_hex().to_string()
+}
+
+/// Maps a cached image. None when it is absent, corrupt or foreign; then it is rebuilt.
+fn load(engine: &Engine, path: &Path) -> Option<Module> {
+    let expected = fs::read_to_string(hash_path(path)).ok()?;
+    let mut file = File::open(path).ok()?;
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).ok()?;
+    if blake3::hash(&content).to_hex().as_str() != expected {
+        tracing::warn!(path = %path.display(), "the cached base image is corrupt; building it again");
+        return None;
+    }
+    drop(content);
+    // SAFETY: `deserialize_open_file` trusts the file to be what this engine wrote. Its hash was
+    // just compared with the one written beside it, over this same open file; its name holds the
+    // guest, the wasmtime version and the engine settings; and the folder belongs to the operator.
+    #[allow(unsafe_code)]
+    let module = unsafe { Module::deserialize_open_file(engine, file) };
+    module.inspect_err(|error| tracing::warn!("the cached base image does not load: {error:#}")).ok()
+}
+
+/// Writes image and hash so that a crash, or two processes at once, never leave half a file.
+fn store(path: &Path, compiled: &[u8]) -> io::Result<()> {
+    let replace = |target: &Path, content: &[u8]| {
+        let temporary = target.with_extension(format!("{}.tmp", std::process::id()));
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(temporary, target)
+    };
+    replace(&hash_path(path), blake3::hash(compiled).to_hex().as_bytes())?;
+    replace(path, compiled)
+}
+
+fn hash_path(image: &Path) -> PathBuf {
+    image.with_extension("blake3")
+}
+
+/// Runs the guest's `init` and writes what it leaves into a module.
+fn snapshot(engine: &Engine) -> wasmtime::Result<Vec<u8>> {
+    let mut linker: Linker<WasiP1Ctx> = Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |wasi| wasi)?;
+    let module = Module::new(engine, GUEST)?;
+    // `init` has nobody to talk to: the guest's other imports trap.
+    linker.define_unknown_imports_as_traps(&module)?;
+    let mut store = Store::new(engine, WasiCtxBuilder::new().build_p1());
+    store.set_epoch_deadline(u64::MAX / 2);
+    let mut wizer = Wizer::new();
+    wizer.init_func("init");
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(wizer.run(&mut store, GUEST, async |store, module| linker.instantiate_async(store, module).await))
+}

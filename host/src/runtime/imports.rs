@@ -1,0 +1,78 @@
+//! What the guest may call: the six functions of the ABI, and WASI's floor.
+//!
+//! Every pointer and length is checked with checked arithmetic, sizes are capped before anything is
+//! copied, and bytes are copied in once, so that what was checked is what is used.
+
+use neoc_abi::{Operation, event::Finish, log::Record, wire};
+use serde::de::DeserializeOwned;
+use wasmtime::{Caller, Error, Linker, Result};
+
+use super::state::State;
+
+/// Longest message that a guest may hand over, in bytes: a body of 10 MiB and what surrounds it.
+const MAX_MESSAGE_BYTES: usize = 11 * 1024 * 1024;
+
+/// The answer of `submit` for an operation that goes on.
+const PENDING: i32 = -1;
+
+/// Everything that a guest may import.
+///
+/// # Errors
+/// Never in practice: only when two functions have the same name.
+pub fn link(linker: &mut Linker<State>) -> Result<()> {
+    wasmtime_wasi::p1::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    linker.func_wrap("neoc", "submit", submit)?;
+    linker.func_wrap("neoc", "receive", receive)?;
+    linker.func_wrap("neoc", "cancel", cancel)?;
+    linker.func_wrap("neoc", "finish", finish)?;
+    linker.func_wrap("neoc", "log", log)?;
+    Ok(())
+}
+
+/// Asks the broker for an operation. Answers [`PENDING`], or the length of an outcome for `receive`.
+fn submit(mut caller: Caller<'_, State>, id: u32, pointer: u32, length: u32) -> Result<i32> {
+    let operation: Operation = read(&caller, pointer, length)?;
+    let Some(outcome) = caller.data_mut().submit(id, operation) else { return Ok(PENDING) };
+    let bytes = wire::encode(&outcome)?;
+    let length = i32::try_from(bytes.len())?;
+    caller.data_mut().ready_outcome = Some(bytes);
+    Ok(length)
+}
+
+/// Copies the outcome that the last `submit` announced to `pointer`.
+fn receive(mut caller: Caller<'_, State>, pointer: u32) -> Result<()> {
+    let outcome = caller.data_mut().ready_outcome.take().ok_or_else(|| Error::msg("receive without an outcome"))?;
+    let memory = caller.data().memory()?;
+    Ok(memory.write(&mut caller, usize::try_from(pointer)?, &outcome)?)
+}
+
+/// Stops an operation that the guest no longer waits for.
+fn cancel(mut caller: Caller<'_, State>, id: u32) {
+    caller.data_mut().cancel(id);
+}
+
+/// Takes the result of `load`, `start` or `complete`.
+fn finish(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+    let finish: Finish = read(&caller, pointer, length)?;
+    caller.data_mut().finish = Some(finish);
+    Ok(())
+}
+
+/// Takes a line for the tenant's log.
+fn log(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+    let record: Record = read(&caller, pointer, length)?;
+    caller.data_mut().log(record);
+    Ok(())
+}
+
+/// Copies a message out of the guest's memory and decodes it.
+fn read<T: DeserializeOwned>(caller: &Caller<'_, State>, pointer: u32, length: u32) -> Result<T> {
+    let (start, length) = (usize::try_from(pointer)?, usize::try_from(length)?);
+    if length > MAX_MESSAGE_BYTES {
+        return Err(Error::msg(format!("a message of {length} bytes is over {MAX_MESSAGE_BYTES}")));
+    }
+    let end = start.checked_add(length).ok_or_else(|| Error::msg("a message wraps round the address space"))?;
+    let memory = caller.data().memory()?;
+    let bytes = memory.data(caller).get(start..end).ok_or_else(|| Error::msg("a message lies outside the memory"))?;
+    Ok(wire::decode(bytes)?)
+}
