@@ -1,0 +1,77 @@
+//! The command line: one file per verb.
+
+mod check;
+mod host;
+mod logging;
+mod run;
+
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::policy::Policy;
+
+/// Runs untrusted Luau scripts in a sandbox, each allowed only what its policy says.
+#[derive(Debug, Parser)]
+#[command(name = "neoc", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the tenants of a policy over HTTP, until SIGTERM or SIGINT.
+    Host(host::Arguments),
+    /// Run one script to its end, in the same sandbox.
+    Run(run::Arguments),
+    /// Say all that is wrong with a policy and its scripts, and run nothing.
+    Check(check::Arguments),
+}
+
+/// What a verb ends with: an exit code, or an error to print.
+type Result = std::result::Result<ExitCode, Box<dyn Error>>;
+
+/// Parses the arguments, runs the verb, prints its error.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().verb {
+        Verb::Host(arguments) => host::main(&arguments),
+        Verb::Run(arguments) => run::main(arguments),
+        Verb::Check(arguments) => check::main(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        report(&*error);
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints an error and its causes to standard error.
+fn report(error: &dyn Error) {
+    eprintln!("{error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because {error}");
+        cause = error.source();
+    }
+}
+
+/// Reads and parses a policy file.
+fn load_policy(file: &Path) -> std::result::Result<Policy, Box<dyn Error>> {
+    let source = fs::read_to_string(file).map_err(|error| format!("cannot read the policy {}: {error}", file.display()))?;
+    Ok(Policy::parse(&source, file)?)
+}
+
+/// Where compiled images are kept when the policy does not say.
+fn default_cache_dir() -> PathBuf {
+    let from = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    from("NEOC_CACHE_DIR")
+        .or_else(|| Some(from("XDG_CACHE_HOME")?.join("neoc")))
+        .or_else(|| Some(from("HOME")?.join(".cache/neoc")))
+        .unwrap_or_else(|| env::temp_dir().join("neoc-cache"))
+}

@@ -1,0 +1,112 @@
+//! `neoc run`: one script, to its end, in the same sandbox.
+
+use std::{error::Error, fs, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Args;
+use neoc_abi::event::{Event, Finish, Mode, Module, ScriptError};
+
+use super::{default_cache_dir, load_policy, logging};
+use crate::{
+    broker::Broker,
+    capability::Capabilities,
+    policy::{Host, Tenant},
+    request_id,
+    runtime::{Effects, Job, LoadError, Runtime, Settings, Source},
+    script_log::ScriptLog,
+};
+
+/// VMs of one command: the one that loads the script, the one that runs it, and room between.
+const INSTANCES: u32 = 4;
+
+/// Arguments of `neoc run`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The script.
+    script: PathBuf,
+    /// What the script gets as `...`. Write `--` before arguments that start with a dash.
+    arguments: Vec<String>,
+    /// The policy file. Without one every effect is refused.
+    #[arg(long, value_name = "FILE", requires = "tenant")]
+    policy: Option<PathBuf>,
+    /// The tenant of the policy whose grants and limits apply.
+    #[arg(long, value_name = "NAME", requires = "policy")]
+    tenant: Option<String>,
+}
+
+/// Runs the script. Exit code 1, and a traceback on standard error, when it fails.
+pub fn main(arguments: Arguments) -> super::Result {
+    let _guard = logging::start(logging::Format::Terse);
+    let (host, tenant) = tenant(&arguments)?;
+    let source = fs::read(&arguments.script)
+        .map_err(|error| format!("cannot read the script {}: {error}", arguments.script.display()))?;
+    let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
+    let runtime = Arc::new(Runtime::start(&Settings { instances: INSTANCES, workers: None, cache_dir }, io.handle())?);
+    let broker = Arc::new(Broker::new([&tenant]));
+    let capabilities = Arc::new(match &host {
+        Some(host) => Capabilities::open(host, std::slice::from_ref(&tenant), Arc::clone(&broker))?,
+        None => Capabilities::none(Arc::clone(&broker)),
+    });
+    let entry = Module { name: arguments.script.display().to_string(), source };
+    let result = io.block_on(run(&runtime, &broker, &capabilities, &tenant, entry, arguments.arguments));
+    io.shutdown_background();
+    result
+}
+
+/// The tenant to run as, and the policy's host section where there is a policy.
+fn tenant(arguments: &Arguments) -> Result<(Option<Host>, Arc<Tenant>), Box<dyn Error>> {
+    let (Some(file), Some(name)) = (&arguments.policy, &arguments.tenant) else {
+        return Ok((None, Arc::new(Tenant::without_grants("run", &arguments.script))));
+    };
+    let policy = load_policy(file)?;
+    let tenant = policy.tenant(name).cloned().ok_or_else(|| {
+        let names: Vec<_> = policy.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
+        format!("{}: no tenant {name:?}; it has {}", file.display(), names.join(", "))
+    })?;
+    Ok((Some(policy.host), tenant))
+}
+
+async fn run(
+    runtime: &Arc<Runtime>,
+    broker: &Arc<Broker>,
+    capabilities: &Arc<Capabilities>,
+    tenant: &Arc<Tenant>,
+    entry: Module,
+    arguments: Vec<String>,
+) -> super::Result {
+    let name: Arc<str> = tenant.name.as_str().into();
+    let memory_bytes = usize::try_from(tenant.limits.memory_bytes)?;
+    let source = Source { entry, mode: Mode::Script, memory_bytes };
+    let image = match runtime.load(&name, source, ScriptLog::terminal()).await {
+        Ok(image) => Arc::new(image),
+        Err(LoadError::Script(error)) => return Ok(fail(&error)),
+        Err(LoadError::Failed(failure)) => return Err(failure.into()),
+    };
+    let caller = broker.caller(tenant, request_id::fresh()).ok_or("the tenant has no account")?;
+    let io = tokio::runtime::Handle::current();
+    let (effects, completions) = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, io);
+    let job = Job {
+        tenant: name,
+        image,
+        event: Event::Run(arguments),
+        memory_bytes,
+        cpu: tenant.limits.cpu,
+        wall: tenant.limits.wall,
+        log: ScriptLog::terminal(),
+        effects,
+        completions,
+    };
+    match runtime.run(job).await?.finish {
+        Finish::Failed(error) => Ok(fail(&error)),
+        Finish::Done | Finish::Response(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Prints a script's failure.
+fn fail(error: &ScriptError) -> ExitCode {
+    eprintln!("{}", error.message);
+    if !error.traceback.is_empty() {
+        eprintln!("{}", error.traceback.trim_end());
+    }
+    ExitCode::FAILURE
+}

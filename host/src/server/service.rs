@@ -1,0 +1,252 @@
+//! One request, from its route to its answer.
+//!
+//! A client learns nothing of policy, script or host: an answer of ours is one line of text and the
+//! request's name, under which the operator finds the rest in the log.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use neoc_abi::event::{self, Event, Finish, Mode};
+
+use super::inbound::{self, BodyError};
+use crate::{
+    broker::Broker,
+    capability::{Capabilities, OpenError},
+    policy::Policy,
+    request_id,
+    runtime::{Effects, Failure, Job, Runtime},
+    script_log::ScriptLog,
+    tenant::{ScriptProblem, Tenant},
+};
+
+/// The name of a request, in our answers and our log.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+type Answer = Response<Full<Bytes>>;
+
+/// All tenants, ready to serve.
+pub struct Service {
+    policy: Policy,
+    tenants: HashMap<String, Arc<Tenant>>,
+    runtime: Arc<Runtime>,
+    broker: Arc<Broker>,
+    capabilities: Arc<Capabilities>,
+    io: tokio::runtime::Handle,
+}
+
+/// Why a policy cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What a grant needs cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Scripts that cannot be used, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Scripts(Vec<ScriptProblem>),
+}
+
+impl Service {
+    /// Opens what the grants need and loads every tenant's script.
+    ///
+    /// # Errors
+    /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
+    pub async fn load(policy: Policy, runtime: Arc<Runtime>) -> Result<Self, LoadError> {
+        let broker = Arc::new(Broker::new(&policy.tenants));
+        let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
+        let (mut tenants, mut problems) = (HashMap::new(), Vec::new());
+        for tenant in &policy.tenants {
+            match Tenant::load(Arc::clone(tenant), &runtime, Mode::Handler).await {
+                Ok(loaded) => drop(tenants.insert(tenant.name.clone(), Arc::new(loaded))),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(LoadError::Scripts(problems));
+        }
+        let io = tokio::runtime::Handle::current();
+        Ok(Self { policy, tenants, runtime, broker, capabilities, io })
+    }
+
+    /// Answers one request. Dropping the future, as when the client leaves, cancels the script.
+    pub async fn respond(&self, request: Request<Incoming>) -> Answer {
+        let id = request_id::fresh();
+        let mut answer = self.answer(request, &id).await;
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            answer.headers_mut().insert(REQUEST_ID, id);
+        }
+        answer
+    }
+
+    async fn answer(&self, request: Request<Incoming>, id: &Arc<str>) -> Answer {
+        let (parts, body) = request.into_parts();
+        let Some(tenant) = self.route(&parts) else {
+            return plain(StatusCode::NOT_FOUND, "no such page", id);
+        };
+        if let Err(over) = tenant.requests.try_take() {
+            let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
+            // Whole seconds, rounded up: an early retry would be refused again.
+            let seconds = over.retry_after.as_millis().div_ceil(1000).max(1);
+            retry_after(&mut answer, u64::try_from(seconds).unwrap_or(u64::MAX));
+            return answer;
+        }
+        let body = match inbound::read_body(body).await {
+            Ok(body) => body,
+            Err(BodyError::TooLarge) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id),
+            Err(BodyError::TooSlow) => return plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
+            Err(BodyError::Broken) => return plain(StatusCode::BAD_REQUEST, "the body is broken", id),
+        };
+        self.run(tenant, inbound::request(&parts, body), id).await
+    }
+
+    fn route(&self, parts: &Parts) -> Option<&Arc<Tenant>> {
+        // An absolute-form target names its host itself; it must not disagree with the header.
+        let named = parts.uri.host();
+        let mut hosts = parts.headers.get_all(header::HOST).iter();
+        let host = match (named, hosts.next(), hosts.next()) {
+            (_, _, Some(_)) => return None,
+            (Some(host), _, None) => Some(host),
+            (None, host, None) => host.and_then(|host| host.to_str().ok()),
+        };
+        let tenant = self.policy.route(host, parts.uri.path())?;
+        self.tenants.get(&tenant.name)
+    }
+
+    async fn run(&self, tenant: &Arc<Tenant>, request: event::Request, id: &Arc<str>) -> Answer {
+        let Some(caller) = self.broker.caller(&tenant.policy, Arc::clone(id)) else {
+            return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
+        };
+        let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
+        let (effects, completions) = Effects::new(broker, capabilities, caller, self.io.clone());
+        let limits = &tenant.policy.limits;
+        let begin = Instant::now();
+        let job = Job {
+            tenant: Arc::clone(&tenant.name),
+            image: Arc::clone(&tenant.image),
+            event: Event::Request(request),
+            memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
+            cpu: limits.cpu,
+            wall: limits.wall,
+            log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
+            effects,
+            completions,
+        };
+        match self.runtime.run(job).await {
+            Ok(ended) => {
+                let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
+                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, "done");
+                finished(ended.finish, tenant, id)
+            }
+            Err(failure) => failed(&failure, tenant, id),
+        }
+    }
+}
+
+/// The answer to a script that came to its end.
+fn finished(finish: Finish, tenant: &Tenant, id: &str) -> Answer {
+    let problem = match finish {
+        Finish::Response(response) => match convert(response) {
+            Ok(answer) => return answer,
+            Err(problem) => problem,
+        },
+        Finish::Failed(error) => {
+            tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id,
+                message = error.message, traceback = error.traceback, "the script failed");
+            return plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id);
+        }
+        Finish::Done => "it gave no response".to_owned(),
+    };
+    tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, problem, "the script's response is not valid");
+    plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
+}
+
+/// The answer to a script whose VM was killed.
+fn failed(failure: &Failure, tenant: &Tenant, id: &str) -> Answer {
+    tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, reason = failure.as_str(), "{failure}");
+    match failure {
+        Failure::Wall(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the script took too long", id),
+        Failure::Capacity => {
+            let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the host is full", id);
+            retry_after(&mut answer, 1);
+            answer
+        }
+        Failure::Cpu(_) | Failure::Trap(_) | Failure::Internal(_) => {
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
+        }
+    }
+}
+
+/// Checks what the script answered. Framing is the host's: headers that decide it are refused.
+fn convert(response: event::Response) -> Result<Answer, String> {
+    let event::Response { status, headers, body } = response;
+    let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
+    let status = status.ok_or("its status is not one of 200 to 599")?;
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    *answer.headers_mut() = convert_headers(headers)?;
+    Ok(answer)
+}
+
+fn convert_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String> {
+    const FRAMING: [HeaderName; 6] = [
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        REQUEST_ID,
+    ];
+    let mut converted = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("not a header name: {name:?}"))?;
+        if FRAMING.contains(&parsed) {
+            return Err(format!("the header {parsed} is set by the host alone"));
+        }
+        let value = HeaderValue::from_bytes(&value)
+            .map_err(|_| format!("the value of the header {parsed} has a control character"))?;
+        converted.append(parsed, value);
+    }
+    Ok(converted)
+}
+
+fn plain(status: StatusCode, text: &str, id: &str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(format!("{text} (request {id})\n"))));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+fn retry_after(answer: &mut Answer, seconds: u64) {
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, name: &str, value: &str) -> event::Response {
+        event::Response { status, headers: vec![(name.into(), value.into())], body: vec![] }
+    }
+
+    #[test]
+    fn a_script_cannot_touch_the_framing_of_its_answer() {
+        for name in ["Content-Length", "transfer-encoding", "Connection", "x-request-id"] {
+            assert!(convert(response(200, name, "1")).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_script_cannot_split_its_answer() {
+        assert!(convert(response(200, "x", "a\r\nb: c")).is_err());
+        assert!(convert(response(200, "x y", "a")).is_err());
+    }
+
+    #[test]
+    fn only_final_statuses_are_answers() {
+        for (status, valid) in [(99, false), (101, false), (200, true), (599, true), (1000, false)] {
+            assert_eq!(convert(response(status, "x", "a")).is_ok(), valid, "{status}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A tenant that serves: its policy, its loaded script, its meters.
+
+use std::{fs, io, path::Path, sync::Arc};
+
+use neoc_abi::event::{Mode, Module, ScriptError};
+
+use crate::{
+    limits::RateLimiter,
+    policy::{self, Rate},
+    runtime::{Failure, LoadError, Runtime, SharedImage, Source},
+    script_log::{self, Quota, ScriptLog},
+};
+
+/// A tenant with its script loaded.
+pub struct Tenant {
+    /// Its name, as the queue of runnable VMs keys it.
+    pub name: Arc<str>,
+    /// What it may do.
+    pub policy: Arc<policy::Tenant>,
+    /// Its script.
+    pub image: SharedImage,
+    /// Inbound requests.
+    pub requests: RateLimiter,
+    /// Its share of the log.
+    pub log_quota: Arc<Quota>,
+}
+
+/// Why a tenant's script cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptProblem {
+    /// The file cannot be read.
+    #[error("{key} = {path:?}: cannot read the script: {source}")]
+    Unreadable {
+        /// The policy key.
+        key: String,
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The script does not compile, or its top level fails.
+    #[error("{key}: {}", .error.message)]
+    Broken {
+        /// The policy key.
+        key: String,
+        /// What Luau said.
+        error: ScriptError,
+    },
+    /// Its VM was killed while it loaded.
+    #[error("{key}: {failure}")]
+    Killed {
+        /// The policy key.
+        key: String,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+impl Tenant {
+    /// Reads and loads the tenant's script.
+    ///
+    /// # Errors
+    /// See [`ScriptProblem`].
+    pub async fn load(policy: Arc<policy::Tenant>, runtime: &Arc<Runtime>, mode: Mode) -> Result<Self, ScriptProblem> {
+        let name: Arc<str> = policy.name.as_str().into();
+        let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
+        let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
+        let key = format!("tenant.{name}.script");
+        let source = read(&policy, mode, &key)?;
+        let image = runtime.load(&name, source, log).await.map_err(|error| match error {
+            LoadError::Script(error) => ScriptProblem::Broken { key, error },
+            LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
+        })?;
+        let requests = RateLimiter::new(policy.limits.requests);
+        Ok(Self { name, image: Arc::new(image), requests, log_quota, policy })
+    }
+}
+
+fn read(policy: &policy::Tenant, mode: Mode, key: &str) -> Result<Source, ScriptProblem> {
+    let source = fs::read(&policy.script).map_err(|source| ScriptProblem::Unreadable {
+        key: key.to_owned(),
+        path: policy.script.display().to_string(),
+        source,
+    })?;
+    let memory_bytes = usize::try_from(policy.limits.memory_bytes).unwrap_or(usize::MAX);
+    Ok(Source { entry: Module { name: chunk_name(&policy.script), source }, mode, memory_bytes })
+}
+
+/// The name in tracebacks: the file's own, because a script's author knows no folder of the host's.
+fn chunk_name(script: &Path) -> String {
+    script.file_name().unwrap_or(script.as_os_str()).to_string_lossy().into_owned()
+}
