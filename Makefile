@@ -1,0 +1,51 @@
+# Every command of the project. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+CARGO ?= cargo
+NEOC := target/debug/neoc
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+.PHONY: setup
+setup: ## Install what the build needs (Debian packages; uses sudo when not root)
+	./setup.sh
+
+.PHONY: guest
+guest: setup ## Build the guest: Luau compiled to WebAssembly
+	./guest/build.sh
+
+.PHONY: build
+build: guest ## Build neoc
+	$(CARGO) build
+
+.PHONY: demo
+demo: build ## Serve policies/demo.toml
+	$(NEOC) host --policy policies/demo.toml
+
+.PHONY: test
+test: guest ## Run all tests
+	$(CARGO) test --workspace
+
+.PHONY: format
+format: ## Format the code
+	$(CARGO) fmt --all
+	cd guest && $(CARGO) fmt
+
+.PHONY: lint
+lint: guest ## Check format and lints, warnings denied
+	$(CARGO) fmt --all --check
+	cd guest && $(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: ci
+ci: lint test ## What must pass before a change lands
+
+.PHONY: clean
+clean: ## Remove all that was built
+	$(CARGO) clean
+	rm -rf guest/build

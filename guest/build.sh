@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Builds guest/build/neoc_guest.wasm from source. Needs cargo and rustc, python3 and pip, and nothing else:
+#
+#   C and C++   zig from PyPI, see toolchain.sh.
+#   Rust's std  for wasm32-wasip1 as rustup ships it. Where rustup is absent or cannot reach its server,
+#               Debian's rustc-web, cargo-web and rust-web-src, which build it from source (2 minutes).
+#
+# A run with nothing to do takes a second. `rm -rf guest/build` starts afresh.
+set -euo pipefail
+cd "$(dirname "$0")"
+out=$PWD/build
+fail() { echo "guest: $*" >&2; exit 1; }
+mkdir -p "$out"
+export ZIG_GLOBAL_CACHE_DIR=$out/zig-cache ZIG_LOCAL_CACHE_DIR=$out/zig-cache
+
+./toolchain.sh "$out"
+
+# --- Rust: which compiler, and whether it has std for the target -------------------------------------
+
+has_target() { command -v rustc >/dev/null && [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip1/lib" ]; }
+
+debian_packages="rustc-web cargo-web rust-web-src"
+has_debian_packages() { dpkg -s $debian_packages >/dev/null 2>&1; }
+
+install_debian_packages() {
+  local as_root=()
+  [ "$(id -u)" = 0 ] || as_root=(sudo -n)
+  echo "guest: installing $debian_packages" >&2
+  "${as_root[@]}" apt-get install --yes --quiet $debian_packages >&2 ||
+    { "${as_root[@]}" apt-get update --quiet >&2 && "${as_root[@]}" apt-get install --yes --quiet $debian_packages >&2; }
+}
+
+# The last choice is kept, so that later runs do not ask rustup's server again.
+source_of_std=$(cat "$out/source-of-std" 2>/dev/null || true)
+if has_target; then
+  source_of_std=installed
+elif [ "$source_of_std" != debian ] || ! has_debian_packages; then
+  if command -v rustup >/dev/null && timeout 120 rustup target add wasm32-wasip1 >&2 && has_target; then
+    source_of_std=installed
+  else
+    echo "guest: rustup cannot add the target wasm32-wasip1; falling back to Debian's $debian_packages" >&2
+    command -v apt-get >/dev/null ||
+      fail "no std for wasm32-wasip1. Install it with 'rustup target add wasm32-wasip1', or build on Debian"
+    has_debian_packages || install_debian_packages ||
+      fail "no std for wasm32-wasip1. As root: apt-get update && apt-get install $debian_packages"
+    source_of_std=debian
+  fi
+fi
+echo "$source_of_std" >"$out/source-of-std"
+
+if [ "$source_of_std" = installed ]; then
+  echo "guest: std for wasm32-wasip1 from $(rustc --print sysroot)" >&2
+  cargo=(cargo)
+  build_std=()
+else
+  echo "guest: std for wasm32-wasip1 built from Debian's rust-web-src" >&2
+  export PATH=/usr/bin:$PATH RUSTC=/usr/bin/rustc
+  cargo=(/usr/bin/cargo)
+  build_std=(-Zbuild-std=std,panic_abort)
+fi
+
+# --- mlua: the published crate with the changes that patch_mlua.py lists -------------------------------
+
+mlua_version=0.12.2
+mlua_stamp="$mlua_version $(cksum <patch_mlua.py)"
+if [ "$(cat "$out/mlua/.patched" 2>/dev/null || true)" != "$mlua_stamp" ]; then
+  echo "guest: fetching and patching mlua $mlua_version" >&2
+  rm -rf "$out/fetch" "$out/mlua.new"
+  mkdir -p "$out/fetch/src"
+  touch "$out/fetch/src/lib.rs"
+  cat >"$out/fetch/Cargo.toml" <<MANIFEST
+[package]
+name = "fetch"
+edition = "2024"
+[dependencies]
+mlua = { version = "=$mlua_version", features = ["luau", "async"] }
+[workspace]
+MANIFEST
+  "${cargo[@]}" metadata --quiet --format-version 1 --manifest-path "$out/fetch/Cargo.toml" >"$out/fetch/metadata.json" ||
+    fail "cargo could not fetch mlua $mlua_version; see its message above"
+  python3 patch_mlua.py "$out/fetch/metadata.json" "$out/mlua.new" || fail "mlua $mlua_version could not be patched"
+  echo "$mlua_stamp" >"$out/mlua.new/.patched"
+  rm -rf "$out/mlua"
+  mv "$out/mlua.new" "$out/mlua"
+fi
+
+# --- The build ----------------------------------------------------------------------------------------
+
+export CC_wasm32_wasip1=$out/bin/cc CXX_wasm32_wasip1=$out/bin/cxx AR_wasm32_wasip1=$out/bin/ar
+export CXXSTDLIB_wasm32_wasip1=c++
+# The `cc` crate passes -fno-exceptions on WebAssembly; the wrapper drops it, and these turn them on.
+export LUAU_CXXFLAGS="-fexceptions -fwasm-exceptions -mllvm -wasm-use-legacy-eh=false"
+# The linker flavour and -Zbuild-std are unstable options.
+export RUSTC_BOOTSTRAP=1
+# Linked as a reactor: the host runs `_initialize` (C++'s static constructors) once, then calls exports.
+export RUSTFLAGS="-C panic=abort -L native=$out/eh -l static=wasmeh \
+  -Zunstable-options -C linker-flavor=wasm-lld-cc -C linker=$out/bin/cxx -C link-self-contained=no \
+  -C link-arg=-mexec-model=reactor -C link-arg=-lwasi-emulated-process-clocks -C link-arg=-lc++abi"
+export CARGO_TARGET_DIR=$out/target
+unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
+"${cargo[@]}" build --locked --release --target wasm32-wasip1 "${build_std[@]}" >&2 ||
+  fail "cargo could not build the guest; see its message above"
+
+built=$out/target/wasm32-wasip1/release/neoc_guest.wasm
+if ! cmp --silent "$built" "$out/neoc_guest.wasm"; then
+  cp "$built" "$out/neoc_guest.wasm.new"
+  chmod a-x "$out/neoc_guest.wasm.new"
+  mv "$out/neoc_guest.wasm.new" "$out/neoc_guest.wasm"
+fi
+echo "guest: $(wc -c <"$out/neoc_guest.wasm") bytes in guest/build/neoc_guest.wasm" >&2

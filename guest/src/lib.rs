@@ -1,0 +1,100 @@
+//! The guest: a Luau VM that runs one tenant's script behind WebAssembly's wall.
+//!
+//! The host calls the exports below; [`host`] has what the guest may call in return. A script's call
+//! to a module becomes an operation: its coroutine yields, the host performs the operation, and the
+//! coroutine resumes. Every export returns as soon as all tasks wait, so a waiting VM holds no stack.
+//!
+//! # Layout, in reading order
+//!
+//! | module | responsible for |
+//! |---|---|
+//! | [`host`] | the imports, and nothing else that leaves the guest |
+//! | [`operation`] | operations on their way: submit, wait, cancel, at most so many at once |
+//! | [`scheduler`] | tasks: who runs, who waits for whom, when all have ended |
+//! | [`failure`] | errors: as a script catches them, and as the log shows them |
+//! | [`stdlib`] | the modules that a script may `require`, one file each |
+//! | [`sandbox`] | what a script may see |
+//! | [`request`] | a request as a table, and the handler's answer |
+//! | [`vm`] | one VM from birth to its answer; the exports call it |
+
+mod failure;
+mod host;
+mod operation;
+mod request;
+mod sandbox;
+mod scheduler;
+mod stdlib;
+#[cfg(test)]
+mod tests;
+mod vm;
+
+#[cfg(target_arch = "wasm32")]
+mod exports {
+    //! What the host calls. A buffer passed in was made by `allocate`, and the callee consumes it.
+
+    use std::cell::RefCell;
+
+    use crate::vm::Vm;
+
+    thread_local! {
+        static VM: RefCell<Option<Vm>> = const { RefCell::new(None) };
+    }
+
+    fn with_vm(work: impl FnOnce(&mut Vm)) {
+        VM.with_borrow_mut(|vm| work(vm.as_mut().expect("the host calls init before anything else")));
+    }
+
+    /// Takes a buffer back from the host.
+    ///
+    /// # Safety
+    /// `pointer` came from [`allocate`] with this very `length`, and was not given in before.
+    unsafe fn consume(pointer: *mut u8, length: usize) -> Vec<u8> {
+        // SAFETY: `allocate` leaked exactly such a boxed slice; the caller vouches for the rest.
+        unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(pointer, length)) }.into_vec()
+    }
+
+    /// Makes room for `length` bytes that the host writes and then passes to one of the other exports.
+    #[unsafe(no_mangle)]
+    extern "C" fn allocate(length: usize) -> *mut u8 {
+        Box::into_raw(vec![0; length].into_boxed_slice()).cast()
+    }
+
+    /// Makes the VM. Runs once, perhaps long before the rest: a snapshot is taken after it.
+    #[unsafe(no_mangle)]
+    extern "C" fn init() {
+        VM.set(Some(Vm::new().expect("the VM is made of fixed parts, without a memory limit")));
+    }
+
+    /// Loads a tenant's [`neoc_abi::event::Bundle`].
+    ///
+    /// # Safety
+    /// See [`consume`].
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn load(pointer: *mut u8, length: usize) {
+        // SAFETY: the caller passes a buffer from `allocate`.
+        let bytes = unsafe { consume(pointer, length) };
+        with_vm(|vm| vm.load(&bytes));
+    }
+
+    /// Starts the work of a [`neoc_abi::event::Start`].
+    ///
+    /// # Safety
+    /// See [`consume`].
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn start(pointer: *mut u8, length: usize) {
+        // SAFETY: the caller passes a buffer from `allocate`.
+        let bytes = unsafe { consume(pointer, length) };
+        with_vm(|vm| vm.start(&bytes));
+    }
+
+    /// Takes a batch of [`neoc_abi::Completion`]s and runs on until all tasks wait again.
+    ///
+    /// # Safety
+    /// See [`consume`].
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn complete(pointer: *mut u8, length: usize) {
+        // SAFETY: the caller passes a buffer from `allocate`.
+        let bytes = unsafe { consume(pointer, length) };
+        with_vm(|vm| vm.complete(&bytes));
+    }
+}

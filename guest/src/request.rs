@@ -1,0 +1,83 @@
+//! A request as the table that a handler gets, and a handler's answer.
+//!
+//! Tables of the script are read raw: none of its metamethods runs.
+
+use std::collections::BTreeMap;
+
+use mlua::{Lua, Table, Value};
+use neoc_abi::event::{Request, Response};
+
+use crate::stdlib::arguments::type_name;
+use crate::stdlib::headers;
+
+/// Makes the table.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn request_table(lua: &Lua, request: Request) -> mlua::Result<Table> {
+    let Request { method, path, query, headers, body } = request;
+    let table = lua.create_table()?;
+    table.raw_set("method", method)?;
+    table.raw_set("path", path)?;
+    // Of several values of one name, the last wins.
+    table.raw_set("query", lua.create_table_from(query.into_iter().collect::<BTreeMap<_, _>>())?)?;
+    table.raw_set("headers", headers::to_table(lua, headers)?)?;
+    table.raw_set("body", lua.create_string(body)?)?;
+    Ok(table)
+}
+
+/// Reads a handler's answer: a string, or a table with `status`, `headers` and `body`.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn response(value: &Value) -> Result<Response, String> {
+    match value {
+        Value::String(text) => Ok(Response {
+            status: 200,
+            headers: vec![("content-type".to_owned(), b"text/plain; charset=utf-8".to_vec())],
+            body: text.as_bytes().to_vec(),
+        }),
+        Value::Table(table) => from_table(table),
+        other => Err(format!(
+            "the handler must return a string or a table with status, headers and body, got {}",
+            type_name(other)
+        )),
+    }
+}
+
+fn from_table(table: &Table) -> Result<Response, String> {
+    let mut response = Response { status: 200, headers: Vec::new(), body: Vec::new() };
+    for pair in table.pairs::<Value, Value>() {
+        let (key, value) = pair.map_err(|error| error.to_string())?;
+        let Value::String(key) = &key else {
+            return Err(format!("the handler's answer has a key that is a {}, not a string", type_name(&key)));
+        };
+        match (&*key.as_bytes(), &value) {
+            (b"status", value) => response.status = status(value)?,
+            (b"headers", value) => {
+                response.headers = headers::from_value(value).map_err(|rule| format!("the handler's answer: {rule}"))?;
+            }
+            (b"body", Value::String(body)) => response.body = body.as_bytes().to_vec(),
+            (b"body", value) => return Err(format!("the handler's answer: body must be a string, got {}", type_name(value))),
+            // A response of vnd:hyper can be handed on as it is.
+            (b"ok", _) => {}
+            (other, _) => {
+                let other = String::from_utf8_lossy(other);
+                return Err(format!("the handler's answer has no field {other:.100}; there are status, headers and body"));
+            }
+        }
+    }
+    Ok(response)
+}
+
+fn status(value: &Value) -> Result<u16, String> {
+    let number = match *value {
+        Value::Integer(number) => number as f64,
+        Value::Number(number) => number,
+        ref other => return Err(format!("the handler's answer: status must be a number, got {}", type_name(other))),
+    };
+    if number.fract() == 0.0 && (100.0..=599.0).contains(&number) {
+        return Ok(number as u16);
+    }
+    Err(format!("the handler's answer: status must be an integer from 100 to 599, got {number}"))
+}

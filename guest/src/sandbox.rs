@@ -1,0 +1,73 @@
+//! What a script may see: Luau's own libraries without the parts that reach around the sandbox, the
+//! functions of the prelude, and nothing that can be changed. `globals.txt` is the whole list.
+
+use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
+
+use crate::failure::{self, ErrorMetatable};
+use crate::operation;
+use crate::stdlib;
+use neoc_abi::OperationError;
+
+/// Globals that go.
+///
+/// | global | why |
+/// |---|---|
+/// | `loadstring` | text is compiled once, under the load's own limits |
+/// | `getfenv`, `setfenv` | they reach the environment of any function on the stack, and slow down all code |
+/// | `newproxy` | userdata whose metatable a script could change |
+/// | `collectgarbage`, `gcinfo` | they show what others allocate, and cost time out of proportion |
+const REMOVED_GLOBALS: &[&str] = &["collectgarbage", "gcinfo", "getfenv", "loadstring", "newproxy", "setfenv"];
+
+/// The functions of `debug` that stay.
+const KEPT_DEBUG: &[&str] = &["info", "traceback"];
+
+/// Makes a VM with everything in place that a script may see, and gives it with the prelude's table.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn new_vm() -> mlua::Result<(Lua, Table)> {
+    let lua = Lua::new_with(StdLib::ALL_SAFE, LuaOptions::default())?;
+    let prelude = load_prelude(&lua)?;
+    let modules = stdlib::install(&lua, &prelude)?;
+    prelude.get::<Function>("set_modules")?.call::<()>(modules)?;
+    close(&lua)?;
+    Ok((lua, prelude))
+}
+
+fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
+    let raw = lua.create_table()?;
+    raw.set("globals", lua.globals())?;
+    raw.set("pending", Value::LightUserData(Lua::poll_pending()))?;
+    raw.set("error_line", lua.create_function(|_, error: Table| Ok(failure::error_line(&error)))?)?;
+    raw.set(
+        "invalid",
+        lua.create_function(|lua, message: String| failure::error_table(lua, OperationError::invalid(message)))?,
+    )?;
+    raw.set(
+        "cannot_yield",
+        lua.create_function(|lua, api: String| failure::error_table(lua, operation::cannot_yield(&api)))?,
+    )?;
+    let prelude: Table = lua.load(include_str!("prelude.luau")).set_name("=[neoc]").call(raw)?;
+    lua.set_app_data(ErrorMetatable(prelude.get("error_metatable")?));
+    Ok(prelude)
+}
+
+/// Removes what a script must not have, and freezes the rest.
+fn close(lua: &Lua) -> mlua::Result<()> {
+    let globals = lua.globals();
+    for name in REMOVED_GLOBALS {
+        globals.raw_remove(*name)?;
+    }
+    let debug: Table = globals.get("debug")?;
+    for pair in debug.clone().pairs::<String, Value>() {
+        let (name, _) = pair?;
+        if !KEPT_DEBUG.contains(&name.as_str()) {
+            debug.raw_remove(name)?;
+        }
+    }
+    // `sandbox` freezes the libraries, the metatable of strings and the globals. Vectors have one, too.
+    if let Some(metatable) = lua.type_metatable::<mlua::Vector>() {
+        metatable.set_readonly(true);
+    }
+    lua.sandbox(true)
+}

@@ -1,0 +1,92 @@
+//! A call's arguments: taken one by one, each with a clear message when it is not what it must be.
+//!
+//! Nothing is coerced. What a check has seen is a copy, so what is checked is what is used.
+
+use std::rc::Rc;
+
+use mlua::{Table, Value};
+use neoc_abi::OperationError;
+
+/// The arguments of one call. No function takes more than three.
+pub struct Arguments {
+    /// The function's name in messages, such as `kv.get`.
+    pub api: Rc<str>,
+    /// The values; absent ones are nil.
+    pub values: [Value; 3],
+}
+
+impl Arguments {
+    /// A string argument: any bytes.
+    ///
+    /// # Errors
+    /// [`neoc_abi::ErrorKind::Invalid`] for any other type, like all functions here.
+    pub fn bytes(&self, index: usize, name: &str) -> Result<Vec<u8>, OperationError> {
+        match &self.values[index] {
+            Value::String(text) => Ok(text.as_bytes().to_vec()),
+            other => Err(self.mismatch(name, "a string", other)),
+        }
+    }
+
+    /// A string argument that is text.
+    ///
+    /// # Errors
+    /// When the string is not UTF-8.
+    pub fn text(&self, index: usize, name: &str) -> Result<String, OperationError> {
+        text(&self.api, name, &self.values[index])
+    }
+
+    /// A table argument that may be absent.
+    ///
+    /// # Errors
+    /// When it is neither a table nor nil.
+    pub fn optional_table(&self, index: usize, name: &str) -> Result<Option<Table>, OperationError> {
+        match &self.values[index] {
+            Value::Nil => Ok(None),
+            Value::Table(table) => Ok(Some(table.clone())),
+            other => Err(self.mismatch(name, "a table", other)),
+        }
+    }
+
+    /// A table argument.
+    ///
+    /// # Errors
+    /// When it is not a table.
+    pub fn table(&self, index: usize, name: &str) -> Result<Table, OperationError> {
+        match &self.values[index] {
+            Value::Table(table) => Ok(table.clone()),
+            other => Err(self.mismatch(name, "a table", other)),
+        }
+    }
+
+    /// The error for an argument of the wrong type.
+    pub fn mismatch(&self, name: &str, expected: &str, value: &Value) -> OperationError {
+        mismatch(&self.api, name, expected, value)
+    }
+}
+
+/// A string that must be text.
+///
+/// # Errors
+/// When it is not a string, or not UTF-8.
+pub fn text(api: &str, name: &str, value: &Value) -> Result<String, OperationError> {
+    match value {
+        Value::String(text) => match text.to_str() {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(OperationError::invalid(format!("{api}: {name} must be UTF-8"))),
+        },
+        other => Err(mismatch(api, name, "a string", other)),
+    }
+}
+
+/// The error for a value of the wrong type, such as `kv.get: key must be a string, got nil`.
+pub fn mismatch(api: &str, name: &str, expected: &str, value: &Value) -> OperationError {
+    OperationError::invalid(format!("{api}: {name} must be {expected}, got {}", type_name(value)))
+}
+
+/// A value's type, as a script's author knows it.
+pub fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Integer(_) => "number",
+        other => other.type_name(),
+    }
+}

@@ -1,0 +1,205 @@
+//! `vnd:hyper`: outbound HTTP. Any status is a response; only what prevents one is an error.
+
+use std::cell::RefCell;
+
+use futures::StreamExt;
+use mlua::{Lua, Table, Value};
+use neoc_abi::http::{Operation, Reply, Request, Response};
+use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyReply};
+
+use super::arguments::{self, Arguments, mismatch};
+use super::{Answer, Body, Function, Module, headers};
+use crate::failure::Failure;
+use crate::operation;
+
+/// How many requests of one `get_all` are on their way at once.
+const FAN_OUT: usize = 16;
+
+/// Most requests of one `get_all`.
+const MAX_BATCH: usize = 1000;
+
+/// The module.
+pub const MODULE: Module = Module {
+    name: "vnd:hyper",
+    functions: &[
+        Function { name: "get", body: Body::Yields(|lua, arguments| Box::pin(get(lua, arguments))) },
+        Function { name: "post", body: Body::Yields(|lua, arguments| Box::pin(post(lua, arguments))) },
+        Function { name: "request", body: Body::Yields(|lua, arguments| Box::pin(request(lua, arguments))) },
+        Function { name: "get_all", body: Body::Yields(|lua, arguments| Box::pin(get_all(lua, arguments))) },
+    ],
+    luau: None,
+    constants: None,
+};
+
+async fn get(lua: Lua, arguments: Arguments) -> Answer {
+    let mut request = empty("GET", arguments.text(0, "url")?);
+    apply_options(&mut request, &arguments, 1)?;
+    perform(&lua, &arguments, request).await
+}
+
+async fn post(lua: Lua, arguments: Arguments) -> Answer {
+    let mut request = empty("POST", arguments.text(0, "url")?);
+    if !arguments.values[1].is_nil() {
+        request.body = Some(arguments.bytes(1, "body")?.into());
+    }
+    apply_options(&mut request, &arguments, 2)?;
+    perform(&lua, &arguments, request).await
+}
+
+async fn request(lua: Lua, arguments: Arguments) -> Answer {
+    let request = from_table(&arguments.api, &arguments.table(0, "request")?, empty("GET", String::new()))?;
+    perform(&lua, &arguments, request).await
+}
+
+async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
+    let requests = batch(&arguments)?;
+    let api = &arguments.api;
+    let replies = lua.create_table_with_capacity(requests.len(), 0)?;
+    // Each reply becomes a table at once, so that the bodies are on the script's own account.
+    let memory = RefCell::new(Ok(()));
+    futures::stream::iter(requests)
+        .map(|request| operation::perform_in_line(api, AnyOperation::Http(Operation::Request(request))))
+        .buffered(FAN_OUT)
+        .for_each(|outcome| {
+            let stored = item(&lua, outcome).and_then(|value| replies.raw_push(value));
+            if let Err(error) = stored {
+                *memory.borrow_mut() = Err(error);
+            }
+            std::future::ready(())
+        })
+        .await;
+    memory.into_inner()?;
+    Ok(Value::Table(replies))
+}
+
+/// Reads the whole list before the first request leaves.
+fn batch(arguments: &Arguments) -> Result<Vec<Request>, OperationError> {
+    let api = &arguments.api;
+    let list = arguments.table(0, "requests")?;
+    if list.raw_len() > MAX_BATCH {
+        return Err(OperationError::invalid(format!("{api}: at most {MAX_BATCH} requests at once, got {}", list.raw_len())));
+    }
+    let mut defaults = empty("GET", String::new());
+    apply_options(&mut defaults, arguments, 1)?;
+    let mut requests = Vec::with_capacity(list.raw_len());
+    for index in 1..=list.raw_len() {
+        let name = format!("requests[{index}]");
+        requests.push(match list.raw_get(index) {
+            Ok(Value::Table(table)) => from_table(&format!("{api}: {name}"), &table, defaults.clone())?,
+            Ok(value @ Value::String(_)) => Request { url: arguments::text(api, &name, &value)?, ..defaults.clone() },
+            Ok(value) => return Err(mismatch(api, &name, "a URL or a table", &value)),
+            Err(_) => return Err(OperationError::invalid(format!("{api}: {name} cannot be read"))),
+        });
+    }
+    Ok(requests)
+}
+
+fn empty(method: &str, url: String) -> Request {
+    Request { method: method.to_owned(), url, headers: Vec::new(), body: None, timeout_ms: None }
+}
+
+/// Reads `{headers =, timeout =}`.
+fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> Result<(), OperationError> {
+    let Some(options) = arguments.optional_table(index, "options")? else { return Ok(()) };
+    for_each_field(&arguments.api, &options, |name, value| apply_option(request, &arguments.api, name, value))
+}
+
+fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> Result<bool, OperationError> {
+    match name {
+        "headers" => {
+            request.headers =
+                headers::from_value(value).map_err(|rule| OperationError::invalid(format!("{api}: {rule}")))?;
+        }
+        "timeout" => request.timeout_ms = Some(timeout_ms(api, value)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// Reads `{url =, method =, headers =, body =, timeout =}`.
+fn from_table(api: &str, table: &Table, defaults: Request) -> Result<Request, OperationError> {
+    let mut request = defaults;
+    for_each_field(api, table, |name, value| {
+        match (name, value) {
+            ("url", value) => request.url = arguments::text(api, "url", value)?,
+            ("method", value) => request.method = method(api, value)?,
+            ("body", Value::String(body)) => request.body = Some(body.as_bytes().to_vec().into()),
+            ("body", value) => return Err(mismatch(api, "body", "a string", value)),
+            (name, value) => return apply_option(&mut request, api, name, value),
+        }
+        Ok(true)
+    })?;
+    if request.url.is_empty() {
+        return Err(mismatch(api, "url", "a string", &Value::Nil));
+    }
+    Ok(request)
+}
+
+/// Calls `field` for each field of a script's table. It says whether it knows the name.
+fn for_each_field(
+    api: &str,
+    table: &Table,
+    mut field: impl FnMut(&str, &Value) -> Result<bool, OperationError>,
+) -> Result<(), OperationError> {
+    for pair in table.pairs::<Value, Value>() {
+        let (key, value) = pair.map_err(|_| OperationError::invalid(format!("{api}: a table cannot be read")))?;
+        let name = arguments::text(api, "the name of an option", &key)?;
+        if !field(&name, &value)? {
+            return Err(OperationError::invalid(format!("{api}: there is no option {name:.100}")));
+        }
+    }
+    Ok(())
+}
+
+fn method(api: &str, value: &Value) -> Result<String, OperationError> {
+    let method = arguments::text(api, "method", value)?;
+    if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic()) {
+        return Err(OperationError::invalid(format!("{api}: method must be a word such as GET, got {method:.100}")));
+    }
+    Ok(method.to_ascii_uppercase())
+}
+
+fn timeout_ms(api: &str, value: &Value) -> Result<u64, OperationError> {
+    let seconds = match *value {
+        Value::Integer(seconds) => seconds as f64,
+        Value::Number(seconds) => seconds,
+        ref other => return Err(mismatch(api, "timeout", "a number of seconds", other)),
+    };
+    // NaN is not greater than zero either.
+    if !(seconds > 0.0) {
+        return Err(OperationError::invalid(format!("{api}: timeout must be more than 0 seconds, got {seconds}")));
+    }
+    // The conversion saturates, and a timeout of a million years is as good as none.
+    Ok((seconds * 1000.0).ceil() as u64)
+}
+
+async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {
+    let outcome = operation::perform(&arguments.api, AnyOperation::Http(Operation::Request(request))).await;
+    response_table(lua, response(outcome)?)
+}
+
+fn response(outcome: Outcome) -> Result<Response, Failure> {
+    match outcome? {
+        AnyReply::Http(Reply::Response(response)) => Ok(response),
+        AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+    }
+}
+
+/// An item of `get_all`: a response, or an error value in its place.
+fn item(lua: &Lua, outcome: Outcome) -> mlua::Result<Value> {
+    match response(outcome).and_then(|response| response_table(lua, response)) {
+        Ok(value) => Ok(value),
+        Err(Failure::Operation(error)) => Failure::Operation(error).into_value(lua),
+        Err(Failure::Luau(error)) => Err(error),
+    }
+}
+
+fn response_table(lua: &Lua, response: Response) -> Answer {
+    let Response { status, headers, body } = response;
+    let table = lua.create_table_with_capacity(0, 4)?;
+    table.raw_set("status", status)?;
+    table.raw_set("headers", headers::to_table(lua, headers)?)?;
+    table.raw_set("body", lua.create_string(body)?)?;
+    table.raw_set("ok", (200..300).contains(&status))?;
+    Ok(Value::Table(table))
+}

@@ -1,0 +1,110 @@
+//! The modules that a script may `require`. [`MODULES`] lists them all; one file each.
+//!
+//! A function is Rust that gives a value or a [`Failure`]. The prelude wraps it: it refuses to wait where
+//! Luau cannot yield, and raises the failure as an error value, so no script sees an error of mlua's.
+
+pub mod arguments;
+mod fs;
+pub mod headers;
+mod hyper;
+mod json;
+mod kv;
+mod log;
+mod task;
+
+use futures::future::LocalBoxFuture;
+use mlua::{Function as LuaFunction, Lua, Table, Value};
+
+use crate::failure::{Failure, answer};
+use arguments::Arguments;
+
+/// Every module, in the order of the documentation.
+pub const MODULES: &[Module] = &[task::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
+
+/// A module.
+pub struct Module {
+    /// What a script requires, such as `std:kv`.
+    pub name: &'static str,
+    /// Its functions.
+    pub functions: &'static [Function],
+    /// The part of it that is written in Luau: a chunk that is given the prelude and the table of the
+    /// functions, and completes that table.
+    pub luau: Option<&'static str>,
+    /// Puts more into the table, given the prelude, before the Luau part sees it.
+    pub constants: Option<fn(&Lua, &Table, &Table) -> mlua::Result<()>>,
+}
+
+/// A function of a module.
+pub struct Function {
+    /// Its name in the module. One that starts with `_` is for the module's Luau part alone.
+    pub name: &'static str,
+    /// What it does.
+    pub body: Body,
+}
+
+/// What a module's function does, and whether it yields: whether other tasks may run before it returns.
+pub enum Body {
+    /// Never yields.
+    Local(fn(&Lua, Arguments) -> Answer),
+    /// Yields.
+    Yields(fn(Lua, Arguments) -> LocalBoxFuture<'static, Answer>),
+}
+
+/// What a function gives.
+pub type Answer = Result<Value, Failure>;
+
+/// Makes the tables of all modules, by name.
+///
+/// # Errors
+/// When there is no memory for them.
+pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
+    let modules = lua.create_table()?;
+    for module in MODULES {
+        let table = lua.create_table()?;
+        for function in module.functions {
+            table.raw_set(function.name, wrap(lua, prelude, module, function)?)?;
+        }
+        if let Some(constants) = module.constants {
+            constants(lua, &table, prelude)?;
+        }
+        if let Some(luau) = module.luau {
+            lua.load(luau).set_name("=[neoc]").call::<()>((prelude, &table))?;
+        }
+        for function in module.functions.iter().filter(|function| function.name.starts_with('_')) {
+            table.raw_remove(function.name)?;
+        }
+        table.set_readonly(true);
+        modules.raw_set(module.name, table)?;
+    }
+    Ok(modules)
+}
+
+fn wrap(lua: &Lua, prelude: &Table, module: &Module, function: &Function) -> mlua::Result<LuaFunction> {
+    // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
+    let api = format!("{}.{}", short_name(module), function.name.trim_start_matches('_'));
+    let wrapper = match function.body {
+        Body::Local(_) => "wrap_local",
+        Body::Yields(_) => "wrap_yielding",
+    };
+    let name = api.clone();
+    let api: std::rc::Rc<str> = api.into();
+    let raw = match function.body {
+        Body::Local(body) => lua.create_function(move |lua, (a, b, c): (Value, Value, Value)| {
+            answer(lua, body(lua, Arguments { api: api.clone(), values: [a, b, c] }))
+        })?,
+        Body::Yields(body) => lua.create_async_function(move |lua, (a, b, c): (Value, Value, Value)| {
+            let future = body(lua.clone(), Arguments { api: api.clone(), values: [a, b, c] });
+            async move { answer(&lua, future.await) }
+        })?,
+    };
+    prelude.get::<LuaFunction>(wrapper)?.call((name, raw))
+}
+
+fn short_name(module: &Module) -> &'static str {
+    module.name.split_once(':').map_or(module.name, |(_, short)| short)
+}
+
+/// The host answered with a reply to some other operation.
+fn mismatched_reply() -> Failure {
+    Failure::Operation(neoc_abi::OperationError::io("the host's reply is for another operation"))
+}

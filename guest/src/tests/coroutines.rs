@@ -1,0 +1,140 @@
+//! I/O inside a script's own coroutines suspends the whole task, and nobody sees the scheduler's yield.
+
+use super::check;
+
+const TASK: &str = "local task = require('std:task')\n";
+
+fn check_coroutine(source: &str, expected: &str) {
+    check(&format!("{TASK}{source}"), expected);
+}
+
+#[test]
+fn resume_does_not_return_before_the_coroutine_yields_itself() {
+    check_coroutine(
+        "local co = coroutine.create(function(a)
+             local b = coroutine.yield(a + task.wait(1))
+             task.wait(2) task.wait(3)
+             return b, nil, 'end'
+         end)
+         print(coroutine.resume(co, 10))
+         print(coroutine.resume(co, 20))
+         print(coroutine.status(co), coroutine.resume(co))",
+        "true\t11;true\t20\tnil\tend;dead\tfalse\tcannot resume dead coroutine",
+    );
+}
+
+#[test]
+fn a_wrapped_generator_may_wait() {
+    check_coroutine(
+        "local function numbers() for i = 1, 3 do task.wait(i) coroutine.yield(i) end end
+         for i in coroutine.wrap(numbers) do print(i) end",
+        "1;2;3",
+    );
+}
+
+#[test]
+fn waiting_works_at_any_depth_of_coroutines() {
+    check_coroutine(
+        "local function nest(n)
+             if n == 0 then task.wait(1) return 'deep' end
+             return coroutine.wrap(nest)(n - 1)
+         end
+         print(nest(20))",
+        "deep",
+    );
+}
+
+#[test]
+fn other_tasks_run_while_a_coroutine_waits() {
+    check_coroutine(
+        "task.spawn(function() coroutine.wrap(function() task.wait(1) print('inner') end)() print('after') end)
+         print('other')",
+        "other;inner;after",
+    );
+}
+
+#[test]
+fn a_waiting_coroutine_is_normal_to_other_tasks() {
+    check_coroutine(
+        "local co = coroutine.create(function() task.wait(1) return 'mine' end)
+         local owner = task.spawn(function() return coroutine.resume(co) end)
+         print(coroutine.status(co), coroutine.resume(co))
+         print(pcall(coroutine.close, co))
+         print(task.await(owner))",
+        "normal\tfalse\tcannot resume normal coroutine;false\tmain.luau:4: cannot close normal coroutine;true\tmine",
+    );
+}
+
+#[test]
+fn a_tasks_own_thread_cannot_be_resumed_or_closed() {
+    check_coroutine(
+        "local thread
+         task.spawn(function() thread = coroutine.running() task.wait(1) print('still here') end)
+         print(coroutine.status(thread), coroutine.resume(thread), (pcall(coroutine.close, thread)))
+         print(coroutine.resume(coroutine.running()))",
+        "normal\tfalse\tfalse;false\tcannot resume running coroutine;still here",
+    );
+}
+
+#[test]
+fn errors_come_through_as_in_plain_luau() {
+    check_coroutine(
+        "local value = {}
+         print(coroutine.resume(coroutine.create(function() task.wait(1) error('text') end)))
+         print(select(2, coroutine.resume(coroutine.create(function() error(value) end))) == value)
+         print(pcall(function() coroutine.wrap(function() error('text') end)() end))
+         print(select(2, pcall(coroutine.wrap(function() task.wait(1) error(value) end))) == value)
+         print(coroutine.resume(coroutine.create(function() task.wait('x') end)))",
+        "false\tmain.luau:3: text;true;false\tmain.luau:5: main.luau:5: text;true;\
+         false\tinvalid: task.wait: seconds must be a number, got string",
+    );
+}
+
+#[test]
+fn the_rest_of_the_library_is_as_in_plain_luau() {
+    check_coroutine(
+        "local co = coroutine.create(function() coroutine.yield() end)
+         coroutine.resume(co)
+         print(coroutine.status(co), coroutine.close(co), coroutine.status(co), coroutine.isyieldable())
+         print(pcall(coroutine.resume, 1))
+         print(pcall(coroutine.status))
+         print(pcall(coroutine.wrap, {}))
+         print(type(coroutine.running()))
+         local failed = coroutine.create(error)
+         coroutine.resume(failed, 'e')
+         print(coroutine.close(failed))",
+        "suspended\ttrue\tdead\ttrue;\
+         false\tinvalid argument #1 to 'resume' (thread expected, got number);\
+         false\tinvalid argument #1 to 'status' (thread expected, got nil);\
+         false\tinvalid argument #1 to 'wrap' (function expected, got table);\
+         thread;false\te",
+    );
+}
+
+#[test]
+fn where_luau_cannot_yield_an_operation_is_refused_before_it_starts() {
+    let message = "cannot wait for it here: Luau does not yield inside a metamethod, a table.sort comparator or a \
+                   string.gsub callback";
+    check_coroutine(
+        "local t = setmetatable({}, { __index = function() return task.wait(1) end })
+         print(pcall(function() return t.x end))
+         print(pcall(table.sort, { 1, 2 }, function() task.wait(1) end))
+         print(pcall(string.gsub, 'a', 'a', function() task.wait(1) end))
+         print(pcall(string.gsub, 'a', 'a', coroutine.wrap(function() task.wait(1) end)))",
+        &format!(
+            "false\tinvalid: task.wait: {message};false\tinvalid: task.wait: {message};\
+             false\tinvalid: task.wait: {message};false\tinvalid: coroutine.resume: {message}"
+        ),
+    );
+}
+
+#[test]
+fn waiting_works_inside_protected_calls_and_iterators() {
+    check_coroutine(
+        "print(pcall(function() return task.wait(1) end))
+         print(xpcall(function() task.wait(1) error('e') end, function(e) return 'handled ' .. e end))
+         local function iterate(_, i) task.wait(1) if i < 2 then return i + 1 end end
+         for i in iterate, nil, 0 do print(i) end",
+        "true\t1;false\thandled main.luau:3: e;1;2",
+    );
+}

@@ -1,0 +1,131 @@
+//! Whole scripts against a double of the host. A test plays the host: it looks at the operations that were
+//! submitted and completes them when it likes.
+
+mod coroutines;
+mod errors;
+mod modules;
+mod requests;
+mod sandboxing;
+mod tasks;
+
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, Request, ScriptError, Start};
+use neoc_abi::log::{Level, Record};
+use neoc_abi::{Completion, Operation, Outcome, Reply, http, time, wire};
+
+use crate::host::double::SAID;
+use crate::vm::Vm;
+
+/// A VM, and what it has said.
+struct Guest {
+    vm: Vm,
+}
+
+impl Guest {
+    /// Loads a source text.
+    fn load(source: &str, mode: Mode) -> (Self, Finish) {
+        Self::load_bytes(source.as_bytes(), mode, 16 * 1024 * 1024)
+    }
+
+    fn load_bytes(source: &[u8], mode: Mode, heap_bytes: u64) -> (Self, Finish) {
+        SAID.take();
+        let mut vm = Vm::new().expect("a VM");
+        let entry = Module { name: "main.luau".into(), source: source.to_vec() };
+        vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes }).expect("encodes"));
+        let mut guest = Self { vm };
+        let finish = guest.finish().expect("load finishes at once");
+        (guest, finish)
+    }
+
+    /// Loads a script and runs its top level until it waits or ends.
+    fn run(source: &str) -> Self {
+        let (mut guest, finish) = Self::load(source, Mode::Script);
+        assert_eq!(finish, Finish::Done, "{source}");
+        guest.start(Event::Run(vec!["first".into(), "second".into()]));
+        guest
+    }
+
+    fn start(&mut self, event: Event) {
+        self.vm.start(&wire::encode(&Start { event, random_seed: 7 }).expect("encodes"));
+    }
+
+    /// The operations submitted since the last call.
+    fn submitted(&mut self) -> Vec<(u32, Operation)> {
+        let submitted = SAID.with_borrow_mut(|said| std::mem::take(&mut said.submitted));
+        submitted.into_iter().map(|(id, bytes)| (id, wire::decode(&bytes).expect("an operation"))).collect()
+    }
+
+    fn complete(&mut self, outcomes: Vec<(u32, Outcome)>) {
+        let batch: Vec<_> = outcomes.into_iter().map(|(id, outcome)| Completion { id, outcome }).collect();
+        self.vm.complete(&wire::encode(&batch).expect("encodes"));
+    }
+
+    /// Answers all operations in order, and those that follow, until the guest asks for nothing more.
+    fn answer_all(&mut self) {
+        loop {
+            let submitted = self.submitted();
+            if submitted.is_empty() {
+                return;
+            }
+            self.complete(submitted.into_iter().map(|(id, operation)| (id, answer(operation))).collect());
+        }
+    }
+
+    fn cancelled(&mut self) -> Vec<u32> {
+        SAID.with_borrow_mut(|said| std::mem::take(&mut said.cancelled))
+    }
+
+    /// The one finish since the last call, if there is one.
+    fn finish(&mut self) -> Option<Finish> {
+        let mut finished = SAID.with_borrow_mut(|said| std::mem::take(&mut said.finished));
+        assert!(finished.len() <= 1, "finish is called once");
+        finished.pop().map(|bytes| wire::decode(&bytes).expect("a finish"))
+    }
+
+    fn failure(&mut self) -> ScriptError {
+        match self.finish() {
+            Some(Finish::Failed(error)) => error,
+            other => panic!("expected a failure, got {other:?}"),
+        }
+    }
+
+    /// The lines logged since the last call.
+    fn logged(&mut self) -> Vec<Record> {
+        let logged = SAID.with_borrow_mut(|said| std::mem::take(&mut said.logged));
+        logged.into_iter().map(|bytes| wire::decode(&bytes).expect("a record")).collect()
+    }
+
+    /// What `print` wrote since the last call, joined by a semicolon.
+    fn printed(&mut self) -> String {
+        let mut lines = Vec::new();
+        for Record { level, text } in self.logged() {
+            assert_eq!(level, Level::Print, "{text}");
+            lines.push(text);
+        }
+        lines.join(";")
+    }
+}
+
+/// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL.
+fn answer(operation: Operation) -> Outcome {
+    Ok(match operation {
+        Operation::Time(time::Operation::Wait { seconds }) => Reply::Time(time::Reply::Waited { seconds }),
+        Operation::Http(http::Operation::Request(request)) => Reply::Http(http::Reply::Response(http::Response {
+            status: 200,
+            headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
+            body: request.url.into(),
+        })),
+        other => panic!("no answer to {other:?}"),
+    })
+}
+
+/// Runs a script to its end with a friendly host; what it printed must be `expected`.
+fn check(source: &str, expected: &str) {
+    let mut guest = Guest::run(source);
+    guest.answer_all();
+    assert_eq!(guest.finish(), Some(Finish::Done), "{source}");
+    assert_eq!(guest.printed(), expected, "{source}");
+}
+
+fn request() -> Request {
+    Request { method: "GET".into(), path: "/a".into(), query: vec![], headers: vec![], body: vec![] }
+}

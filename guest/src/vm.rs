@@ -1,0 +1,234 @@
+//! One VM from birth to its answer. The exports are thin calls of [`Vm`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use mlua::chunk::ChunkMode;
+use mlua::{Function, Lua, MultiValue, Table, Value};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
+use neoc_abi::log::Level;
+use neoc_abi::{Completion, wire};
+
+use crate::scheduler::{self, Scheduler};
+use crate::{failure, host, operation, request, sandbox};
+
+/// Longest source text, in bytes. Compiling costs far more memory than the text has.
+const MAX_SOURCE_BYTES: usize = 512 * 1024;
+
+/// A VM, and what it is busy with.
+pub struct Vm {
+    lua: Lua,
+    /// The table that `prelude.luau` returned.
+    prelude: Table,
+    /// What `load` has left for `start`.
+    entry: Entry,
+    /// The tasks of the running start; absent when there is none.
+    scheduler: Option<Scheduler>,
+    /// Where the first task leaves its end.
+    finish: Rc<RefCell<Option<Finish>>>,
+}
+
+/// What a start begins with.
+enum Entry {
+    /// Nothing was loaded, or it was loaded to be checked only.
+    Absent,
+    /// The handler of requests.
+    Handler(Function),
+    /// The top level of a script.
+    Script(Function),
+}
+
+impl Vm {
+    /// A VM without a script.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new() -> mlua::Result<Self> {
+        let (lua, prelude) = sandbox::new_vm()?;
+        lua.gc_collect()?;
+        Ok(Self { lua, prelude, entry: Entry::Absent, scheduler: None, finish: Rc::default() })
+    }
+
+    /// Compiles a bundle's entry and keeps its handler or its top level. Finishes at once.
+    pub fn load(&mut self, bytes: &[u8]) {
+        let loaded = match wire::decode(bytes) {
+            Ok(bundle) => self.load_bundle(bundle),
+            Err(_) => Err(failure::from_message("the bundle cannot be read")),
+        };
+        // A snapshot is taken next: what compiling has left behind must not be in it.
+        let _ = self.lua.gc_collect();
+        host::finish(&match loaded {
+            Ok(entry) => {
+                self.entry = entry;
+                Finish::Done
+            }
+            Err(error) => Finish::Failed(error),
+        });
+    }
+
+    fn load_bundle(&self, bundle: Bundle) -> Result<Entry, ScriptError> {
+        let Bundle { entry: module, mode, heap_bytes } = bundle;
+        let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX);
+        self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
+        let top_level = self.compile(&module)?;
+        match mode {
+            Mode::Check => Ok(Entry::Absent),
+            Mode::Script => Ok(Entry::Script(top_level)),
+            Mode::Handler => self.handler(&module.name, top_level).map(Entry::Handler),
+        }
+    }
+
+    /// Compiles source text. Bytecode never gets as far as Luau, which trusts it.
+    fn compile(&self, module: &Module) -> Result<Function, ScriptError> {
+        let Module { name, source } = module;
+        if source.len() > MAX_SOURCE_BYTES {
+            let message = format!("{name}: the source has {} bytes, and {MAX_SOURCE_BYTES} is the most", source.len());
+            return Err(failure::from_message(message));
+        }
+        if source.first().is_some_and(|&first| first < 0x20 && !b"\t\n\r".contains(&first)) {
+            return Err(failure::from_message(format!("{name}: not a source text")));
+        }
+        let chunk = self.lua.load(source.as_slice()).set_name(format!("={name}")).set_mode(ChunkMode::Text);
+        chunk.into_function().map_err(|error| failure::from_message(failure::describe_error(&error)))
+    }
+
+    /// Runs the top level, which returns the handler. Effects are refused meanwhile.
+    fn handler(&self, name: &str, top_level: Function) -> Result<Function, ScriptError> {
+        let returned = self.protect(top_level)?;
+        let handler = match &returned {
+            Value::Table(table) => table.raw_get("http").unwrap_or(Value::Nil),
+            other => other.clone(),
+        };
+        match handler {
+            Value::Function(handler) => Ok(handler),
+            _ => Err(failure::from_message(format!(
+                "{name}: must return a handler: function(request) ... end, or a table with it under http; got {}",
+                returned.type_name()
+            ))),
+        }
+    }
+
+    fn protect(&self, function: Function) -> Result<Value, ScriptError> {
+        let protect = self.prelude.raw_get::<Function>("protect");
+        match protect.and_then(|protect| protect.call::<(bool, Value)>(function)) {
+            Ok((true, value)) => Ok(value),
+            Ok((false, failure)) => Err(failure::script_error(&self.lua, &failure)),
+            Err(error) => Err(failure::from_message(failure::describe_error(&error))),
+        }
+    }
+
+    /// Starts the work of an event and runs until all tasks wait.
+    pub fn start(&mut self, bytes: &[u8]) {
+        let started = match wire::decode(bytes) {
+            Ok(start) => self.start_event(start),
+            Err(_) => Err("the event cannot be read".to_owned()),
+        };
+        match started {
+            Ok(scheduler) => {
+                self.scheduler = Some(scheduler);
+                self.run();
+            }
+            Err(message) => host::finish(&Finish::Failed(failure::from_message(message))),
+        }
+    }
+
+    fn start_event(&self, start: Start) -> Result<Scheduler, String> {
+        let Start { event, random_seed } = start;
+        let is_request = matches!(event, Event::Request(_));
+        let (function, arguments) = match (event, &self.entry) {
+            (Event::Request(request), Entry::Handler(handler)) => {
+                let table = request::request_table(&self.lua, request).map_err(|error| failure::describe_error(&error))?;
+                (handler.clone(), MultiValue::from_iter([Value::Table(table)]))
+            }
+            (Event::Run(arguments), Entry::Script(script)) => {
+                let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
+                (script.clone(), strings.collect::<Result<_, _>>().map_err(|error| failure::describe_error(&error))?)
+            }
+            (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
+            (Event::Run(_), _) => return Err("no script is loaded".to_owned()),
+        };
+        self.seed(random_seed).and_then(|()| self.begin(function, arguments, is_request)).map_err(|error| failure::describe_error(&error))
+    }
+
+    /// A snapshot froze the seed that Luau began with. `math.randomseed` takes 32 bits.
+    fn seed(&self, seed: u64) -> mlua::Result<()> {
+        let math: Table = self.lua.globals().get("math")?;
+        math.raw_get::<Function>("randomseed")?.call(((seed ^ (seed >> 32)) as u32).cast_signed())
+    }
+
+    /// Makes the executor with its first task.
+    fn begin(&self, function: Function, arguments: MultiValue, is_request: bool) -> mlua::Result<Scheduler> {
+        let mut values = arguments;
+        values.push_front(Value::Function(function));
+        let body: Function = self.prelude.raw_get("run_first")?;
+        let thread = self.lua.create_thread(body)?.into_async::<(bool, Value)>(values)?;
+        let (lua, finish) = (self.lua.clone(), self.finish.clone());
+        finish.take();
+        operation::set_open(true);
+        let scheduler = Scheduler::new();
+        scheduler.add_first(async move {
+            let end = match scheduler::run_first(thread).await {
+                Ok((true, value)) => success(&value, is_request),
+                Ok((false, failure)) => Err(failure::script_error(&lua, &failure)),
+                Err(error) => Err(failure::from_message(failure::describe_error(&error))),
+            };
+            // A failed handler ends the request; a successful one lets its tasks come to their ends.
+            let end = match end {
+                Ok(success) => {
+                    scheduler::all_ended().await;
+                    success
+                }
+                Err(error) => Finish::Failed(error),
+            };
+            finish.replace(Some(end));
+        });
+        Ok(scheduler)
+    }
+
+    /// Takes finished operations and runs until all tasks wait again.
+    pub fn complete(&mut self, bytes: &[u8]) {
+        // The host and the guest are built together: bytes that cannot be read are nobody's completions.
+        let batch: Vec<Completion> = wire::decode(bytes).unwrap_or_default();
+        batch.into_iter().for_each(operation::complete);
+        self.run();
+    }
+
+    fn run(&mut self) {
+        while let Some(scheduler) = &mut self.scheduler {
+            let one_ended = scheduler.run_until_one_ends();
+            if let Some(finish) = self.finish.take() {
+                return self.end(&finish);
+            }
+            if !one_ended {
+                return;
+            }
+        }
+    }
+
+    /// Drops the tasks that are left, cancels their operations, and tells the host, in this order.
+    fn end(&mut self, finish: &Finish) {
+        self.scheduler = None;
+        operation::set_open(false);
+        self.log_unawaited();
+        host::finish(finish);
+    }
+
+    fn log_unawaited(&self) {
+        let take = self.prelude.raw_get::<Function>("take_unawaited");
+        let Ok((failures, more)) = take.and_then(|take| take.call::<(Vec<Value>, u32)>(())) else { return };
+        for value in &failures {
+            let ScriptError { message, traceback } = failure::script_error(&self.lua, value);
+            host::log(Level::Error, format!("a task failed, and none awaited it: {message}\n{traceback}").as_bytes());
+        }
+        if more > 0 {
+            host::log(Level::Error, format!("{more} more tasks failed").as_bytes());
+        }
+    }
+}
+
+fn success(value: &Value, is_request: bool) -> Result<Finish, ScriptError> {
+    if !is_request {
+        return Ok(Finish::Done);
+    }
+    request::response(value).map(Finish::Response).map_err(failure::from_message)
+}
