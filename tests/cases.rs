@@ -1,0 +1,187 @@
+//! Each folder below `tests/cases` is a test: a script, its policy, what must come of it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `main.luau` | the script |
+//! | `expected.toml` | how it is run and what must come of it, see [`Expected`] |
+//! | `policy.toml` | tables of tenant `case`, optional; `UPSTREAM` stands for a test server's address |
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::support::{client::Answer, host::Host, neoc, output, repository, upstream::Upstream};
+
+/// What must come of a case.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expected {
+    /// What the case shows, as a claim.
+    claim: String,
+    /// Under `neoc run`.
+    run: Option<ExpectedRun>,
+    /// As a tenant of a running host.
+    host: Option<ExpectedHost>,
+    /// What lies in the tenant's data folder beforehand.
+    #[serde(default)]
+    setup: Vec<Setup>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedRun {
+    #[serde(default)]
+    arguments: Vec<String>,
+    exit: i32,
+    /// The whole of standard output.
+    #[serde(default)]
+    stdout: String,
+    /// Standard error holds each of these.
+    #[serde(default)]
+    stderr_contains: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedHost {
+    status: u16,
+    /// The whole body. Absent: any.
+    body: Option<String>,
+    /// The log holds each of these.
+    #[serde(default)]
+    log_contains: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Setup {
+    /// Below the data folder.
+    path: String,
+    /// A file with this content.
+    file: Option<String>,
+    /// A symbolic link to this.
+    symlink: Option<String>,
+    /// A FIFO.
+    #[serde(default)]
+    fifo: bool,
+}
+
+const CANARY: &str = r#"return function() return "alive" end"#;
+
+#[test]
+fn every_case_ends_as_expected() {
+    let mut folders = Vec::new();
+    find_cases(&repository().join("tests/cases"), &mut folders);
+    assert!(folders.len() > 20, "only {} cases found", folders.len());
+    let only = std::env::var("CASE").unwrap_or_default();
+    let failures: Vec<String> = folders
+        .iter()
+        .filter(|folder| folder.to_string_lossy().contains(&only))
+        .flat_map(|folder| check(folder).into_iter().map(move |problem| format!("{}: {problem}", folder.display())))
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn find_cases(folder: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for entry in entries {
+        if entry.join("main.luau").exists() {
+            found.push(entry);
+        } else if entry.is_dir() {
+            find_cases(&entry, found);
+        }
+    }
+}
+
+/// Runs a case each way that it asks for; gives what was not as expected.
+fn check(case: &Path) -> Vec<String> {
+    let expected: Expected = toml::from_str(&fs::read_to_string(case.join("expected.toml")).unwrap())
+        .unwrap_or_else(|error| panic!("{}: {error}", case.display()));
+    assert!(!expected.claim.is_empty() && (expected.run.is_some() || expected.host.is_some()), "{}", case.display());
+    let mut problems = Vec::new();
+    if let Some(run) = &expected.run {
+        problems.extend(check_run(case, run, &expected.setup));
+    }
+    if let Some(host) = &expected.host {
+        problems.extend(check_host(case, host, &expected.setup));
+    }
+    problems
+}
+
+fn check_run(case: &Path, expected: &ExpectedRun, setup: &[Setup]) -> Vec<String> {
+    let (folder, _upstream) = prepare(case, setup);
+    let mut command = neoc();
+    command.current_dir(folder.path()).args(["run", "main.luau"]);
+    if case.join("policy.toml").exists() {
+        command.args(["--policy", "policy.toml", "--tenant", "case"]);
+    }
+    let got = output(command.arg("--").args(&expected.arguments));
+    let mut problems = Vec::new();
+    if got.exit != expected.exit {
+        problems.push(format!("run: exit {}, expected {}\nstdout: {}\nstderr: {}", got.exit, expected.exit, got.stdout, got.stderr));
+    }
+    if got.stdout != expected.stdout {
+        problems.push(format!("run: expected stdout\n{}\ngot\n{}\nstderr: {}", expected.stdout, got.stdout, got.stderr));
+    }
+    problems.extend(missing("run: stderr", &got.stderr, &expected.stderr_contains));
+    problems
+}
+
+fn check_host(case: &Path, expected: &ExpectedHost, setup: &[Setup]) -> Vec<String> {
+    let (folder, _upstream) = prepare(case, setup);
+    let mut host = Host::start(folder.path());
+    let pid = host.pid();
+    let Answer { status, body, .. } = host.get("/case/x");
+    let mut problems = Vec::new();
+    if status != expected.status || expected.body.as_ref().is_some_and(|expected| *expected != body) {
+        problems.push(format!("host: got {status} {body:?}, expected {} {:?}", expected.status, expected.body));
+    }
+    // Whatever the case did, the host lives and the other tenant's next request is answered.
+    let canary = host.get("/canary");
+    if !host.is_alive() || host.pid() != pid || canary.body != "alive" {
+        problems.push(format!("host: the canary got {} {:?}", canary.status, canary.body));
+    }
+    let log = host.stop();
+    problems.extend(missing("host: log", &log, &expected.log_contains));
+    problems
+}
+
+fn missing(what: &str, text: &str, parts: &[String]) -> Option<String> {
+    let missing: Vec<_> = parts.iter().filter(|part| !text.contains(*part)).collect();
+    (!missing.is_empty()).then(|| format!("{what} lacks {missing:?}:\n{text}"))
+}
+
+/// A folder with the case's script and a whole policy: the case's tenant, and a canary beside it.
+fn prepare(case: &Path, setup: &[Setup]) -> (tempfile::TempDir, Upstream) {
+    let (folder, upstream) = (tempfile::tempdir().unwrap(), Upstream::start());
+    let address = upstream.address.to_string();
+    let script = fs::read_to_string(case.join("main.luau")).unwrap().replace("UPSTREAM", &address);
+    fs::write(folder.path().join("main.luau"), script).unwrap();
+    fs::write(folder.path().join("canary.luau"), CANARY).unwrap();
+    let tables = fs::read_to_string(case.join("policy.toml")).unwrap_or_default().replace("UPSTREAM", &address);
+    let policy = format!(
+        "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 16\n\n\
+         [tenant.canary]\nscript = \"canary.luau\"\nroutes = [\"/canary\"]\n\n\
+         [tenant.case]\nscript = \"main.luau\"\nroutes = [\"/case/*\"]\n\n{tables}"
+    );
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    for Setup { path, file, symlink, fifo } in setup {
+        let path = folder.path().join("data").join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if let Some(content) = file {
+            fs::write(&path, content).unwrap();
+        }
+        if let Some(target) = symlink {
+            std::os::unix::fs::symlink(target, &path).unwrap();
+        }
+        if *fifo {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        }
+    }
+    (folder, upstream)
+}

@@ -1,0 +1,106 @@
+//! A running `neoc host`, ended with the test.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, ChildStdout, Stdio},
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{
+    client::{self, Answer},
+    neoc,
+};
+
+/// A host that serves a policy.
+pub struct Host {
+    pub address: SocketAddr,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    log_reader: Option<JoinHandle<()>>,
+    // Held open: a closed pipe would change what the host sees.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Host {
+    /// Starts a host on `folder/policy.toml`, which must listen on port 0, and waits until it listens.
+    pub fn start(folder: &Path) -> Self {
+        Self::start_file(&folder.join("policy.toml"))
+    }
+
+    /// As [`Host::start`], with any name of the policy.
+    pub fn start_file(policy: &Path) -> Self {
+        let mut command = neoc();
+        command.arg("host").arg("--policy").arg(policy).env("NEOC_LOG", "info,neoc::audit=debug");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (sink, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+        let log_reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = sink.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let Some(address) = line.trim().strip_prefix("listening on http://") else {
+            let _ = child.wait();
+            log_reader.join().unwrap();
+            panic!("the host did not start: {line:?}\n{}", log.lock().unwrap());
+        };
+        Self { address: address.parse().unwrap(), child, log, log_reader: Some(log_reader), _stdout: stdout }
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        client::get(self.address, path)
+    }
+
+    pub fn post(&self, path: &str, body: &str) -> Answer {
+        client::post(self.address, path, body)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the host and to nobody else.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the host to end of its own; gives its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Ends the host with SIGTERM and gives all that it logged.
+    pub fn stop(mut self) -> String {
+        self.signal(Signal::TERM);
+        assert_eq!(self.wait(), Some(0), "the host did not drain");
+        self.log_reader.take().unwrap().join().unwrap();
+        std::mem::take(&mut *self.log.lock().unwrap())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Already ended when the test stopped it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("the host's log:\n{}", self.log.lock().unwrap());
+        }
+        let _ = self._stdout.read_to_end(&mut Vec::new());
+    }
+}

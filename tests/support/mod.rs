@@ -1,0 +1,52 @@
+//! A running host, an upstream, an HTTP client.
+
+pub mod client;
+pub mod host;
+pub mod upstream;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The program under test. Its compiled image is cached below the build folder, so that only the
+/// first test of a fresh clone compiles it.
+pub fn neoc() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_neoc"));
+    command.env("NEOC_CACHE_DIR", cache_dir()).env_remove("NEOC_LOG").env_remove("RUST_BACKTRACE");
+    command
+}
+
+fn cache_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("neoc-cache")
+}
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// What a command printed, and its exit code.
+#[derive(Debug)]
+pub struct Output {
+    pub exit: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+pub fn output(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    Output {
+        exit: output.status.code().expect("the program ended by a signal"),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs a script from its text, without a policy.
+pub fn run_script(source: &str, arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("script.luau"), source).unwrap();
+    output(neoc().current_dir(folder.path()).args(["run", "script.luau"]).args(arguments))
+}
