@@ -15,7 +15,8 @@ fn run(upstream: &Upstream, script: &str) -> Output {
     );
     std::fs::write(folder.path().join("policy.toml"), policy).unwrap();
     let script = format!("local hyper, task = require('vnd:hyper'), require('std:task')\n{script}");
-    std::fs::write(folder.path().join("script.luau"), script.replace("UPSTREAM", &upstream.address.to_string())).unwrap();
+    std::fs::write(folder.path().join("script.luau"), script.replace("UPSTREAM", &upstream.address.to_string()))
+        .unwrap();
     output(neoc().current_dir(folder.path()).args(["run", "script.luau", "--policy", "policy.toml", "--tenant", "a"]))
 }
 
@@ -34,10 +35,7 @@ fn two_calls_in_two_tasks_overlap() {
 #[test]
 fn two_calls_in_sequence_do_not_overlap() {
     let upstream = Upstream::start();
-    let got = run(
-        &upstream,
-        "print(hyper.get('http://UPSTREAM/a').status, hyper.get('http://UPSTREAM/b').status)",
-    );
+    let got = run(&upstream, "print(hyper.get('http://UPSTREAM/a').status, hyper.get('http://UPSTREAM/b').status)");
     assert_eq!(got.stdout, "200\t200\n", "{}", got.stderr);
     assert_eq!((upstream.requests(), upstream.most_at_once()), (2, 1));
 }

@@ -4,11 +4,7 @@ use std::{fs, io::Read, net::TcpStream, path::Path, thread};
 
 use rustix::process::Signal;
 
-use crate::support::{
-    client,
-    host::Host,
-    upstream::Upstream,
-};
+use crate::support::{client, host::Host, upstream::Upstream, wait_until};
 
 /// Writes scripts and a policy. Tenants are given as name, script and TOML.
 fn folder(tenants: &[(&str, &str, &str)]) -> tempfile::TempDir {
@@ -128,10 +124,8 @@ fn waiting_costs_no_cpu_time_but_ends_at_the_wall_limit() {
 fn requests_over_the_rate_get_429_with_retry_after() {
     let limits = "routes = [\"/a\"]\n[tenant.a.limits]\nrequests = \"2/h\"";
     let other = "return function() return 'other' end";
-    let (_folder, host) = start(&[
-        ("a", "return function() return 'ok' end", limits),
-        ("b", other, "routes = [\"/b\"]"),
-    ]);
+    let (_folder, host) =
+        start(&[("a", "return function() return 'ok' end", limits), ("b", other, "routes = [\"/b\"]")]);
     assert_eq!((host.get("/a").status, host.get("/a").status), (200, 200));
     let refused = host.get("/a");
     assert_eq!(refused.status, 429);
@@ -212,7 +206,10 @@ fn an_acknowledged_write_survives_a_kill() {
 fn a_drain_lets_running_requests_finish_and_takes_no_new_ones() {
     for signal in [Signal::TERM, Signal::INT] {
         let upstream = Upstream::start();
-        let script = format!("local hyper = require('vnd:hyper') return function() return hyper.get('{}').body end", upstream.url("/gate/2"));
+        let script = format!(
+            "local hyper = require('vnd:hyper') return function() return hyper.get('{}').body end",
+            upstream.url("/gate/2")
+        );
         let toml = format!(
             "routes = [\"/a\"]\n[[tenant.a.allow.http]]\nhosts = [\"{}\"]\naddresses = [\"127.0.0.0/8\"]",
             upstream.url("")
@@ -220,14 +217,10 @@ fn a_drain_lets_running_requests_finish_and_takes_no_new_ones() {
         let (_folder, mut host) = start(&[("a", &script, &toml)]);
         let address = host.address;
         let running = thread::spawn(move || client::get(address, "/a"));
-        while upstream.requests() == 0 {
-            thread::yield_now();
-        }
+        wait_until("the upstream call", || upstream.requests() > 0);
         host.signal(signal);
         // The listener closes; the request that waits at the gate goes on.
-        while TcpStream::connect(address).is_ok() {
-            thread::yield_now();
-        }
+        wait_until("closing the listener", || TcpStream::connect(address).is_err());
         assert_eq!(client::get(upstream.address, "/gate/2").body, "together");
         assert_eq!(running.join().unwrap().body, "together");
         assert_eq!(host.wait(), Some(0));
@@ -252,9 +245,7 @@ fn a_client_that_leaves_cancels_its_script() {
     for n in 1..=3 {
         let mut stream = TcpStream::connect(host.address).unwrap();
         std::io::Write::write_all(&mut stream, b"GET /a/slow HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
-        while upstream.requests() < n {
-            thread::yield_now();
-        }
+        wait_until("the upstream call", || upstream.requests() >= n);
         drop(stream);
     }
     assert_eq!(host.get("/a/quick").body, "quick");

@@ -80,7 +80,8 @@ pub(crate) enum Refused {
 impl Broker {
     /// A broker for these tenants.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(Account::new(tenant)))).collect();
+        let accounts =
+            tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(Account::new(tenant)))).collect();
         Self { accounts, audit: Audit::default() }
     }
 
@@ -215,7 +216,9 @@ impl Refused {
         match self {
             Self::NotPermitted(refusal) => refusal.into(),
             Self::OverLimit { limit, message, retry_after } => {
-                let retry_after_ms = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+                // Rounded up: a retry at this very time succeeds.
+                let retry_after_ms =
+                    retry_after.map(|wait| wait.as_micros().div_ceil(1000).try_into().unwrap_or(u64::MAX));
                 OperationError { retry_after_ms, ..OperationError::limit(limit, message) }
             }
             Self::Invalid(error) => error,

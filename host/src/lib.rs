@@ -17,14 +17,14 @@
 //! | [`server`] | the listener and the life of a request |
 //! | [`cli`] | one file per verb |
 
-pub mod policy;
-pub mod limits;
 pub mod audit;
 pub mod broker;
 pub mod capability;
-pub mod script_log;
-pub mod runtime;
-pub mod tenant;
-pub mod request_id;
-pub mod server;
 pub mod cli;
+pub mod limits;
+pub mod policy;
+pub mod request_id;
+pub mod runtime;
+pub mod script_log;
+pub mod server;
+pub mod tenant;

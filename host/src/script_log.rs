@@ -1,6 +1,7 @@
 //! Where a script's lines go: the tenant's log, or standard output under `neoc run`.
 
 use std::{
+    borrow::Cow,
     io::Write,
     num::NonZeroU32,
     sync::{
@@ -75,6 +76,7 @@ impl ScriptLog {
                     quota.lost_lines.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
+                let text = visible(&text);
                 let lost_lines = quota.lost_lines.swap(0, Ordering::Relaxed);
                 if lost_lines > 0 {
                     tracing::warn!(target: "neoc::script", %tenant, lost_lines, "lines over the tenant's log quota were dropped");
@@ -83,6 +85,23 @@ impl ScriptLog {
             }
         }
     }
+}
+
+/// Spells out what would change how the rest of a line reads: control characters, line separators that
+/// are not control characters, and marks that turn the direction of text.
+fn visible(text: &str) -> Cow<'_, str> {
+    let hides = |c: char| {
+        c.is_control() && c != '\t'
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
+    };
+    if !text.contains(hides) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if hides(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
 }
 
 /// A terminal or a pipe that is gone is no reason to fail: the script's work goes on.
@@ -111,5 +130,16 @@ fn label(level: Level) -> &'static str {
         Level::Info => "info",
         Level::Warn => "warn",
         Level::Error => "error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_line_changes_how_the_rest_reads() {
+        assert_eq!(visible("a\r\nb\u{1b}[2J\u{202e}\u{2028}"), "a\\u{d}\\u{a}b\\u{1b}[2J\\u{202e}\\u{2028}");
+        assert_eq!(visible("plain\tÜnïcode"), "plain\tÜnïcode");
     }
 }

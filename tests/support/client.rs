@@ -29,7 +29,9 @@ pub fn post(address: SocketAddr, path: &str, body: &str) -> Answer {
     let length = body.len();
     send(
         address,
-        &format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"),
+        &format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        ),
     )
 }
 

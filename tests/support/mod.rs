@@ -9,6 +9,9 @@ use std::{
     process::Command,
 };
 
+/// How long a test waits for what should happen at once. Generous: only a failing test takes it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// The program under test. Its compiled image is cached below the build folder, so that only the
 /// first test of a fresh clone compiles it.
 pub fn neoc() -> Command {
@@ -41,6 +44,15 @@ pub fn output(command: &mut Command) -> Output {
         exit: output.status.code().expect("the program ended by a signal"),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Waits until something has happened elsewhere. Fails the test when it does not happen at all.
+pub fn wait_until(what: &str, happened: impl Fn() -> bool) {
+    let begin = std::time::Instant::now();
+    while !happened() {
+        assert!(begin.elapsed() < PATIENCE, "{what} did not happen");
+        std::thread::yield_now();
     }
 }
 

@@ -74,10 +74,8 @@ fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut head = String::new();
     while reader.read_line(&mut head)? > 2 {}
-    let length = head
-        .lines()
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .map_or(0, |length| length.parse().unwrap());
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -97,7 +95,9 @@ fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
     }
     if let Some(redirect) = path.strip_prefix("/redirect/") {
         let (status, location) = redirect.split_once('?').unwrap();
-        return Some(format!("HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"));
+        return Some(format!(
+            "HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        ));
     }
     match path {
         "/stall" => loop {
@@ -110,7 +110,9 @@ fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
 
 fn plain(status: u16, text: &str) -> String {
     let length = text.len();
-    format!("HTTP/1.1 {status} x\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}")
+    format!(
+        "HTTP/1.1 {status} x\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}"
+    )
 }
 
 // === impl Seen ===

@@ -127,7 +127,8 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
 
 /// The decision that a first request and a redirect share.
 fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Result<Permit, Refused> {
-    let rules = policy::decide(&caller.tenant.allow.http, request.method.as_str(), &url).map_err(|refusal| caller.refuse(refusal))?;
+    let rules = policy::decide(&caller.tenant.allow.http, request.method.as_str(), &url)
+        .map_err(|refusal| caller.refuse(refusal))?;
     caller.take_subrequest()?;
     Ok(Permit { caller: Arc::clone(caller), rules, url, request })
 }
@@ -137,7 +138,12 @@ impl Broker {
     ///
     /// # Errors
     /// As [`Broker::authorize`].
-    pub fn authorize_redirect(&self, from: &Permit, request: Request, location: &str) -> Result<Permit, OperationError> {
+    pub fn authorize_redirect(
+        &self,
+        from: &Permit,
+        request: Request,
+        location: &str,
+    ) -> Result<Permit, OperationError> {
         let caller = &from.caller;
         let decided = caller.take_operation().and_then(|()| {
             let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error))?;

@@ -22,8 +22,9 @@ impl Permit {
 /// Decides. NaN and negative waits count as 0.
 pub(super) fn authorize(operation: Operation) -> Permit {
     let Operation::Wait { seconds } = operation;
-    // `max` first: it turns NaN into 0.
-    Permit { duration: Duration::from_secs_f64(seconds.max(0.0).min(MAX_WAIT_SECONDS)) }
+    // A comparison, because it is false for NaN.
+    let seconds = if seconds > 0.0 { seconds.min(MAX_WAIT_SECONDS) } else { 0.0 };
+    Permit { duration: Duration::from_secs_f64(seconds) }
 }
 
 #[cfg(test)]

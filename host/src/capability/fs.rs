@@ -194,9 +194,14 @@ fn explain(path: &str, error: &io::Error) -> OperationError {
         io::ErrorKind::DirectoryNotEmpty => "the directory is not empty",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no space left",
         io::ErrorKind::FileTooLarge => {
-            return OperationError::limit("file", format!("fs: {path}: larger than {MAX_FILE_BYTES} bytes or {MAX_NAMES} names"));
+            return OperationError::limit(
+                "file",
+                format!("fs: {path}: larger than {MAX_FILE_BYTES} bytes or {MAX_NAMES} names"),
+            );
         }
-        io::ErrorKind::PermissionDenied => "not permitted: it leads out of the granted directory, or is no regular file",
+        io::ErrorKind::PermissionDenied => {
+            "not permitted: it leads out of the granted directory, or is no regular file"
+        }
         _ => "the file system failed",
     };
     OperationError::io(format!("fs: {path}: {text}"))

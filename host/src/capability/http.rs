@@ -94,7 +94,11 @@ impl Client {
         Err(OperationError::io(format!("hyper: {}: more than {MAX_REDIRECTS} redirects", permit.url())))
     }
 
-    async fn send(&self, permit: &Permit, header_timeout: Duration) -> Result<http::Response<Incoming>, OperationError> {
+    async fn send(
+        &self,
+        permit: &Permit,
+        header_timeout: Duration,
+    ) -> Result<http::Response<Incoming>, OperationError> {
         let url = permit.url();
         let request = build(url, permit.request())?;
         let pool = self.pool(permit);

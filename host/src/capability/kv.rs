@@ -57,17 +57,19 @@ enum Change {
 }
 
 impl Store {
-    /// Opens `kv.redb` in the data folder; both are made when they are absent.
+    /// Opens `.neoc/kv.redb` in the data folder; both are made when they are absent. No grant can name
+    /// a directory that starts with a dot, so no script reaches the file.
     ///
     /// # Errors
     /// When another process has it open, or it is not a store.
     pub fn open(data_dir: &Path) -> Result<Self, OpenError> {
-        let path = data_dir.join("kv.redb");
-        Self::open_file(data_dir, &path).map_err(|source| OpenError::Store { path, source })
+        let folder = data_dir.join(".neoc");
+        let path = folder.join("kv.redb");
+        Self::open_file(&folder, &path).map_err(|source| OpenError::Store { path, source })
     }
 
-    fn open_file(data_dir: &Path, path: &Path) -> Result<Self, StoreError> {
-        fs::create_dir_all(data_dir)?;
+    fn open_file(folder: &Path, path: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(folder)?;
         let database = Arc::new(Database::create(path).map_err(redb::Error::from)?);
         // So that reading before the first write finds a table.
         let transaction = database.begin_write().map_err(redb::Error::from)?;

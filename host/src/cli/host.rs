@@ -46,7 +46,8 @@ pub fn main(arguments: &Arguments) -> super::Result {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listen = policy.host.listen;
         let service = Arc::new(Service::load(policy, Arc::clone(&runtime)).await?);
-        let server = Server::bind(listen, service).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let server =
+            Server::bind(listen, service).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
         println!("listening on http://{}", server.address()?);
         let drained = server
             .serve(async {

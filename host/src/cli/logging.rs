@@ -18,10 +18,8 @@ pub enum Format {
 /// Starts logging. `NEOC_LOG` holds a filter such as `info,neoc::audit=debug`.
 /// What is left unwritten is written when the guard is dropped.
 pub fn start(format: Format) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(MAX_WAITING_LINES)
-        .finish(std::io::stderr());
+    let (writer, guard) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES).finish(std::io::stderr());
     let default = match format {
         Format::Json => "info",
         Format::Terse => "warn",

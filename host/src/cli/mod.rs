@@ -63,7 +63,8 @@ fn report(error: &dyn Error) {
 
 /// Reads and parses a policy file.
 fn load_policy(file: &Path) -> std::result::Result<Policy, Box<dyn Error>> {
-    let source = fs::read_to_string(file).map_err(|error| format!("cannot read the policy {}: {error}", file.display()))?;
+    let source =
+        fs::read_to_string(file).map_err(|error| format!("cannot read the policy {}: {error}", file.display()))?;
     Ok(Policy::parse(&source, file)?)
 }
 

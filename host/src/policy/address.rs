@@ -142,7 +142,9 @@ pub fn classify(address: IpAddr) -> Class {
     match address {
         IpAddr::V4(address) => classify_v4(address),
         IpAddr::V6(address) => {
-            let row = V6.iter().find(|(network, length, _)| (address.to_bits() ^ network.to_bits()).leading_zeros() >= *length);
+            let row = V6
+                .iter()
+                .find(|(network, length, _)| (address.to_bits() ^ network.to_bits()).leading_zeros() >= *length);
             row.map_or(Class::Special("not global unicast"), |(_, _, class)| *class)
         }
     }
@@ -211,7 +213,12 @@ mod tests {
             ("168.63.129.15", "168.63.129.16", "168.63.129.16", "168.63.129.17"),
             ("2001:200::", "2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db9::"),
             ("2003::", "2002::", "2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2003::"),
-            ("3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::"),
+            (
+                "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+                "3fff::",
+                "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff",
+                "3fff:1000::",
+            ),
             ("2000::", "2001::", "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:200::"),
             ("2000::", "1fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "4000::", "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
         ] {
@@ -224,7 +231,18 @@ mod tests {
 
     #[test]
     fn public_addresses_pass() {
-        for text in ["1.1.1.1", "8.8.8.8", "223.255.255.255", "192.31.196.1", "192.52.193.1", "192.175.48.1", "2606:4700::1111", "2a00::", "2620:4f:8000::1", "::ffff:8.8.8.8"] {
+        for text in [
+            "1.1.1.1",
+            "8.8.8.8",
+            "223.255.255.255",
+            "192.31.196.1",
+            "192.52.193.1",
+            "192.175.48.1",
+            "2606:4700::1111",
+            "2a00::",
+            "2620:4f:8000::1",
+            "::ffff:8.8.8.8",
+        ] {
             assert!(allowed(&[], text), "{text}");
         }
     }
@@ -260,9 +278,26 @@ mod tests {
     #[test]
     fn link_local_and_metadata_never_pass() {
         for text in [
-            "169.254.169.254", "169.254.170.2", "169.254.0.1", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23",
-            "fe80::1", "febf::1", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "::ffff:169.254.169.254", "::a9fe:a9fe", "64:ff9b::a9fe:a9fe",
-            "64:ff9b:1::a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::", "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe::1", "2001::5601:5601",
+            "169.254.169.254",
+            "169.254.170.2",
+            "169.254.0.1",
+            "168.63.129.16",
+            "100.100.100.200",
+            "192.0.0.192",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fe80::1",
+            "febf::1",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "::ffff:169.254.169.254",
+            "::a9fe:a9fe",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "2002:a9fe:a9fe::1",
+            "2001:0:a9fe:a9fe::1",
+            "2001::5601:5601",
         ] {
             assert!(matches!(classify(address(text)), Class::Never(_)), "{text}");
             assert!(!allowed(ALL, text), "{text}");
@@ -279,7 +314,14 @@ mod tests {
 
     #[test]
     fn an_address_inside_another_must_pass_as_well() {
-        for text in ["::127.0.0.1", "64:ff9b::a00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2001:0:4136:e378:8000:63bf:80ff:fffe", "2001:0:4136:e378:8000:63bf:3fff:fdd2"] {
+        for text in [
+            "::127.0.0.1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::7f00:1",
+            "2002:7f00:1::",
+            "2001:0:4136:e378:8000:63bf:80ff:fffe",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        ] {
             assert!(!allowed(&[], text), "{text}");
             assert!(!allowed(&["0.0.0.0/0"], text), "{text}: only the inner one is named");
             assert!(!allowed(&["::/0"], text), "{text}: only the outer one is named");

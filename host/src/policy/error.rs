@@ -19,7 +19,10 @@ use toml::Spanned;
 /// Longest part of a value that an error repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
 
-/// Every error of a policy file, in the file's order. Never empty.
+/// Most errors that are kept. Each costs a walk along its line, and nobody reads more.
+const MAX_ERRORS: usize = 1_000;
+
+/// Every error of a policy file, up to 1,000 of them, in the file's order. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyErrors(Vec<PolicyError>);
 
@@ -192,10 +195,13 @@ impl<'s> Errors<'s> {
     }
 
     fn push(&mut self, key: &str, span: Range<usize>, value: Option<String>, broken: Broken) {
-        let (line, column) = self.place(span.start);
-        let Broken { rule, help } = broken;
         let key = key.to_owned();
         self.keys.insert(key.clone());
+        if self.found.len() >= MAX_ERRORS {
+            return;
+        }
+        let (line, column) = self.place(span.start);
+        let Broken { rule, help } = broken;
         self.found.push(PolicyError { file: self.file.to_owned(), line, column, span, key, value, rule, help });
     }
 

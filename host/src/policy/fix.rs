@@ -13,8 +13,8 @@ pub(super) enum Remedy {
     Http {
         /// As in a rule's `hosts`.
         origin: String,
-        /// As in a rule's `methods`. Absent: all.
-        method: Option<String>,
+        /// As in a rule's `methods`.
+        method: String,
         /// As in a rule's `addresses`.
         addresses: Vec<String>,
         /// Whether the script wrote the addresses itself, or they say no more than it wrote.
@@ -51,9 +51,7 @@ impl Remedy {
                     let addresses: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
                     text.push_str(&format!("addresses = [{}]\n", addresses.join(", ")));
                 }
-                if let Some(method) = method {
-                    text.push_str(&format!("methods = [{}]\n", quoted(method)));
-                }
+                text.push_str(&format!("methods = [{}]\n", quoted(method)));
                 text
             }
             Self::Fs { path, dir, access } => {
@@ -85,7 +83,13 @@ mod tests {
 
     #[test]
     fn a_new_directory_is_named_after_tenant_and_path() {
-        for (path, expected) in [("/data", "acme-data"), ("/", "acme-files"), ("/my data", "acme-files"), ("/a/b_2", "acme-b_2"), ("/..", "acme-files")] {
+        for (path, expected) in [
+            ("/data", "acme-data"),
+            ("/", "acme-files"),
+            ("/my data", "acme-files"),
+            ("/a/b_2", "acme-b_2"),
+            ("/..", "acme-files"),
+        ] {
             assert_eq!(new_dir("acme", path), expected, "{path}");
         }
     }
@@ -103,7 +107,7 @@ mod tests {
     fn a_resolved_address_is_for_the_operator() {
         let remedy = |addresses_are_known| Remedy::Http {
             origin: "https://db.internal".to_owned(),
-            method: Some("GET".to_owned()),
+            method: "GET".to_owned(),
             addresses: vec!["10.0.0.5/32".to_owned()],
             addresses_are_known,
         };

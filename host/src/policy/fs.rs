@@ -17,7 +17,6 @@ use super::{
     fix::Remedy,
     raw::FsToml,
     refusal::{Reason, Refusal},
-    tenant::Tenant,
 };
 
 /// The capability's name in errors, logs and metrics.
@@ -180,17 +179,15 @@ impl Access {
 /// # Errors
 /// [`Reason::BadTarget`], [`Reason::NotGranted`], [`Reason::PathNotGranted`] or
 /// [`Reason::PathNotWritable`].
-pub fn decide<'a>(tenant: &'a Tenant, path: &str, writes: bool) -> Result<Located<'a>, Refusal> {
-    locate(&tenant.allow.fs, path, writes).map_err(|refusal| refusal.with_fix(tenant))
-}
-
-fn locate<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Result<Located<'a>, Refusal> {
+pub fn decide<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Result<Located<'a>, Refusal> {
     let refuse = |reason| Refusal::new(CAPABILITY, path, reason);
     let asked = VirtualPath::parse(path).map_err(|why| refuse(Reason::BadTarget).note(why))?;
     let access = if writes { Access::ReadWrite } else { Access::Read };
-    let covering = grants.iter().enumerate().filter_map(|(index, grant)| Some((index, grant, asked.below(&grant.path)?)));
+    let covering =
+        grants.iter().enumerate().filter_map(|(index, grant)| Some((index, grant, asked.below(&grant.path)?)));
     // The longest path first; among equal ones, which have one directory, any that allows the call.
-    let best = covering.max_by_key(|(index, grant, _)| (grant.path.0.len(), grant.access.allows(writes), std::cmp::Reverse(*index)));
+    let best = covering
+        .max_by_key(|(index, grant, _)| (grant.path.0.len(), grant.access.allows(writes), std::cmp::Reverse(*index)));
     let Some((grant_index, grant, below)) = best else {
         let reason = if grants.is_empty() { Reason::NotGranted } else { Reason::PathNotGranted };
         let path = path_to_grant(&asked, writes);
@@ -280,7 +277,8 @@ fn dir(text: &str) -> Result<PathBuf, Broken> {
         return Err(Broken::new("spaces around a directory").write(example));
     }
     // The rules for a script's path fit here as well; they keep the file the same on every system.
-    VirtualPath::parse(&format!("/{text}")).map_err(|rule| Broken::new(format!("a directory below data_dir: {rule}")).write(example))?;
+    VirtualPath::parse(&format!("/{text}"))
+        .map_err(|rule| Broken::new(format!("a directory below data_dir: {rule}")).write(example))?;
     if text.is_empty() {
         return Err(Broken::new("data_dir itself holds the host's own files, and every tenant's").write(example));
     }
@@ -326,18 +324,23 @@ mod tests {
             ("/etc/passwd", false, Err(Reason::PathNotGranted)),
         ] {
             let grants = grants();
-            let decision = locate(&grants, path, writes);
-            let decision = decision.map(|located| (located.grant_index, located.relative)).map_err(|refusal| refusal.reason);
+            let decision = decide(&grants, path, writes);
+            let decision =
+                decision.map(|located| (located.grant_index, located.relative)).map_err(|refusal| refusal.reason);
             assert_eq!(decision, expected.map(|(index, relative)| (index, PathBuf::from(relative))), "{path} {writes}");
         }
-        assert_eq!(locate(&[], "/data/x", false).map_err(|refusal| refusal.reason), Err(Reason::NotGranted));
+        assert_eq!(decide(&[], "/data/x", false).map_err(|refusal| refusal.reason), Err(Reason::NotGranted));
     }
 
     #[test]
     fn a_grant_of_the_root_covers_everything() {
         let grants = [grant("/", "acme", Access::Read)];
         for (path, relative) in [("/", "."), ("/x", "x"), ("/a/b", "a/b")] {
-            assert_eq!(locate(&grants, path, false).map(|located| located.relative).ok(), Some(PathBuf::from(relative)), "{path}");
+            assert_eq!(
+                decide(&grants, path, false).map(|located| located.relative).ok(),
+                Some(PathBuf::from(relative)),
+                "{path}"
+            );
         }
     }
 
@@ -345,26 +348,76 @@ mod tests {
     fn a_path_that_could_be_read_two_ways_is_refused() {
         let deepest = "/a".repeat(32);
         let longest = format!("/data/{}", "n".repeat(255));
-        for path in ["/data/x", "/data/.hidden", "/data/a b", "/data/é", "/data/...x", "/data/com", "/data/com10", "/data/console", &deepest, &longest] {
+        for path in [
+            "/data/x",
+            "/data/.hidden",
+            "/data/a b",
+            "/data/é",
+            "/data/...x",
+            "/data/com",
+            "/data/com10",
+            "/data/console",
+            &deepest,
+            &longest,
+        ] {
             assert!(VirtualPath::parse(path).is_ok(), "{path}");
         }
         let too_deep = "/a".repeat(33);
         let too_long_name = format!("/data/{}", "n".repeat(256));
         let too_long = "/nnnnnnnnnn".repeat(400);
         for path in [
-            "", "x", "../x", "a/../../x", "//etc", "./././../x", "a/..//../x", "/data/../x", "/data/..", "/data/.", "/./data", "/data//x", "//data/x", "/data/",
-            "//", "/data/x/", "/data/x\0", "/data/x\ny", "/data/\u{7f}", "C:\\x", "C:x", "/C:/x", "/data/C:x", "\\\\host\\share", "/data/a\\..\\b",
-            "/data/CON", "/data/com1", "/data/COM¹", "/data/aux.txt", "/data/nul .txt", "/data/LPT9.log", "/data/x.", "/data/x ", "/data/..x/..", "~/x",
-            "file:///data/x", &too_deep, &too_long_name, &too_long,
+            "",
+            "x",
+            "../x",
+            "a/../../x",
+            "//etc",
+            "./././../x",
+            "a/..//../x",
+            "/data/../x",
+            "/data/..",
+            "/data/.",
+            "/./data",
+            "/data//x",
+            "//data/x",
+            "/data/",
+            "//",
+            "/data/x/",
+            "/data/x\0",
+            "/data/x\ny",
+            "/data/\u{7f}",
+            "C:\\x",
+            "C:x",
+            "/C:/x",
+            "/data/C:x",
+            "\\\\host\\share",
+            "/data/a\\..\\b",
+            "/data/CON",
+            "/data/com1",
+            "/data/COM¹",
+            "/data/aux.txt",
+            "/data/nul .txt",
+            "/data/LPT9.log",
+            "/data/x.",
+            "/data/x ",
+            "/data/..x/..",
+            "~/x",
+            "file:///data/x",
+            &too_deep,
+            &too_long_name,
+            &too_long,
         ] {
-            assert_eq!(locate(&grants(), path, false).map_err(|refusal| refusal.reason), Err(Reason::BadTarget), "{path:?}");
+            assert_eq!(
+                decide(&grants(), path, false).map_err(|refusal| refusal.reason),
+                Err(Reason::BadTarget),
+                "{path:?}"
+            );
         }
     }
 
     #[test]
     fn a_refusal_holds_the_scripts_path_and_no_directory_of_the_hosts() {
         let grants = grants();
-        let refusal = locate(&grants, "/data/public/x", true).expect_err("read only");
+        let refusal = decide(&grants, "/data/public/x", true).expect_err("read only");
         assert_eq!(refusal.message(), "fs denied: /data/public/x: the grant that covers this path is for reading");
     }
 
@@ -373,7 +426,10 @@ mod tests {
         for text in ["acme-data", "acme/data", "a.b", "tenants/acme/data"] {
             assert_eq!(dir(text), Ok(PathBuf::from(text)), "{text}");
         }
-        for text in ["", ".", "..", "/", "/srv", "../x", "a/../b", "a/", "a//b", "./a", ".neoc", "a\\b", "C:", " a", "a ", "a\0", "a/.."] {
+        for text in [
+            "", ".", "..", "/", "/srv", "../x", "a/../b", "a/", "a//b", "./a", ".neoc", "a\\b", "C:", " a", "a ",
+            "a\0", "a/..",
+        ] {
             assert!(dir(text).is_err(), "{text:?}");
         }
     }

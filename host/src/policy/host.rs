@@ -37,11 +37,14 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
     let at = "host";
     let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     Host {
-        listen: errors.value(&child(at, "listen"), listen.as_ref(), |text| self::listen(text)).unwrap_or(default_listen),
+        listen: errors
+            .value(&child(at, "listen"), listen.as_ref(), |text| self::listen(text))
+            .unwrap_or(default_listen),
         data_dir: errors
-            .value(&child(at, "data_dir"), data_dir.as_ref(), |text| below(folder, text))
+            .value(&child(at, "data_dir"), data_dir.as_ref(), |text| below(folder, text, "\"../data\""))
             .unwrap_or_else(|| folder.join("data")),
-        cache_dir: errors.value(&child(at, "cache_dir"), cache_dir.as_ref(), |text| below(folder, text)),
+        cache_dir: errors
+            .value(&child(at, "cache_dir"), cache_dir.as_ref(), |text| below(folder, text, "\"../cache\"")),
         instances: errors
             .value(&child(at, "instances"), instances.as_ref(), self::instances)
             .unwrap_or(DEFAULT_INSTANCES),
@@ -50,12 +53,12 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
 }
 
 /// A path of the operator's: as it is when absolute, else starting at the policy file's folder.
-pub(super) fn below(folder: &Path, text: &str) -> Result<PathBuf, Broken> {
+pub(super) fn below(folder: &Path, text: &str, example: &str) -> Result<PathBuf, Broken> {
     if text.is_empty() || text.trim() != text {
-        return Err(Broken::new("a path without spaces around it").write("\"../data\""));
+        return Err(Broken::new("a path, without spaces around it").write(example));
     }
     if text.chars().any(char::is_control) {
-        return Err(Broken::new("a path without control characters").write("\"../data\""));
+        return Err(Broken::new("a path without control characters").write(example));
     }
     // `..` stays as it is: taken out here, it would mean another folder where a link is on the way.
     Ok(folder.join(text))
@@ -92,7 +95,17 @@ mod tests {
         for text in ["127.0.0.1:0", "0.0.0.0:65535", "[::1]:8080"] {
             assert!(listen(text).is_ok(), "{text}");
         }
-        for text in ["", "8080", ":8080", "127.0.0.1", "127.0.0.1:65536", "localhost:8080", "127.0.0.1:80 ", "127.1:80", "http://127.0.0.1:80"] {
+        for text in [
+            "",
+            "8080",
+            ":8080",
+            "127.0.0.1",
+            "127.0.0.1:65536",
+            "localhost:8080",
+            "127.0.0.1:80 ",
+            "127.1:80",
+            "http://127.0.0.1:80",
+        ] {
             assert!(listen(text).is_err(), "{text:?}");
         }
     }
@@ -100,16 +113,18 @@ mod tests {
     #[test]
     fn a_relative_path_starts_at_the_policy_files_folder() {
         let folder = Path::new("policies");
-        assert_eq!(below(folder, "../data"), Ok(PathBuf::from("policies/../data")));
-        assert_eq!(below(folder, "/srv/neoc"), Ok(PathBuf::from("/srv/neoc")));
+        assert_eq!(below(folder, "../data", ""), Ok(PathBuf::from("policies/../data")));
+        assert_eq!(below(folder, "/srv/neoc", ""), Ok(PathBuf::from("/srv/neoc")));
         for text in ["", " data", "data ", "da\0ta", "da\nta"] {
-            assert!(below(folder, text).is_err(), "{text:?}");
+            assert!(below(folder, text, "").is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn counts_have_a_floor_and_a_ceiling() {
-        for (number, accepted) in [(-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)] {
+        for (number, accepted) in
+            [(-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)]
+        {
             assert_eq!(instances(&number).is_ok(), accepted, "instances {number}");
         }
         for (number, accepted) in [(-1, false), (0, false), (1, true), (1_024, true), (1_025, false)] {

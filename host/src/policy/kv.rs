@@ -9,7 +9,6 @@ use super::{
     fix::Remedy,
     raw::KvToml,
     refusal::{Reason, Refusal},
-    tenant::Tenant,
 };
 
 /// The capability's name in errors, logs and metrics.
@@ -26,11 +25,8 @@ pub struct Grant {
 ///
 /// # Errors
 /// [`Reason::NotGranted`] without a grant.
-pub fn decide<'a>(tenant: &'a Tenant, key: &[u8]) -> Result<&'a Grant, Refusal> {
-    tenant.allow.kv.as_ref().ok_or_else(|| {
-        let key = String::from_utf8_lossy(key);
-        Refusal::new(CAPABILITY, &key, Reason::NotGranted).remedy(Remedy::Kv).with_fix(tenant)
-    })
+pub fn decide<'a>(grant: Option<&'a Grant>, key: &str) -> Result<&'a Grant, Refusal> {
+    grant.ok_or_else(|| Refusal::new(CAPABILITY, key, Reason::NotGranted).remedy(Remedy::Kv))
 }
 
 pub(super) fn enforce(raw: KvToml, span: &Range<usize>, errors: &Errors<'_>) -> Grant {
@@ -44,10 +40,8 @@ mod tests {
 
     #[test]
     fn the_store_is_refused_until_it_is_granted() {
-        let mut tenant = Tenant::without_grants("acme", "main.luau");
-        let refusal = decide(&tenant, b"visits\xff").expect_err("not granted");
-        assert_eq!((refusal.reason, refusal.target.as_str()), (Reason::NotGranted, "visits\u{fffd}"));
-        tenant.allow.kv = Some(Grant { line: 7 });
-        assert_eq!(decide(&tenant, b"visits").map(|grant| grant.line).ok(), Some(7));
+        assert_eq!(decide(None, "visits").map_err(|refusal| refusal.reason).err(), Some(Reason::NotGranted));
+        let grant = Grant { line: 7 };
+        assert_eq!(decide(Some(&grant), "visits").map(|grant| grant.line).ok(), Some(7));
     }
 }

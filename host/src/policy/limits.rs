@@ -71,17 +71,27 @@ impl Rate {
 pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Limits {
     let LimitsToml { memory, cpu, wall, requests, operations, connections } = raw;
     let default = Limits::default();
-    let wall = errors.value(&child(at, "wall"), wall.as_ref(), |text| self::wall(text)).unwrap_or(default.wall);
-    // A default is lowered to what the operator wrote; what the operator wrote is never changed.
-    let default_cpu = default.cpu.min(wall);
-    let cpu = errors.value(&child(at, "cpu"), cpu.as_ref(), |text| self::cpu(text, wall));
+    let wall_written = wall.is_some();
+    let wall = errors.value(&child(at, "wall"), wall.as_ref(), |text| self::wall(text));
+    // A wall that is wrong says nothing about the computing time.
+    let cpu_ceiling = if wall_written { wall.unwrap_or(MAX_WALL) } else { default.wall };
+    let cpu = errors.value(&child(at, "cpu"), cpu.as_ref(), |text| self::cpu(text, cpu_ceiling));
     Limits {
-        memory_bytes: errors.value(&child(at, "memory"), memory.as_ref(), |text| self::memory(text)).unwrap_or(default.memory_bytes),
-        cpu: cpu.unwrap_or(default_cpu),
-        wall,
-        requests: errors.value(&child(at, "requests"), requests.as_ref(), |text| units::rate(text)).unwrap_or(default.requests),
-        operations: errors.value(&child(at, "operations"), operations.as_ref(), |text| units::rate(text)).unwrap_or(default.operations),
-        connections: errors.value(&child(at, "connections"), connections.as_ref(), self::connections).unwrap_or(default.connections),
+        memory_bytes: errors
+            .value(&child(at, "memory"), memory.as_ref(), |text| self::memory(text))
+            .unwrap_or(default.memory_bytes),
+        // A default is lowered to what the operator wrote; what the operator wrote is never changed.
+        cpu: cpu.unwrap_or(default.cpu.min(cpu_ceiling)),
+        wall: wall.unwrap_or(default.wall),
+        requests: errors
+            .value(&child(at, "requests"), requests.as_ref(), |text| units::rate(text))
+            .unwrap_or(default.requests),
+        operations: errors
+            .value(&child(at, "operations"), operations.as_ref(), |text| units::rate(text))
+            .unwrap_or(default.operations),
+        connections: errors
+            .value(&child(at, "connections"), connections.as_ref(), self::connections)
+            .unwrap_or(default.connections),
     }
 }
 
@@ -97,20 +107,21 @@ fn memory(text: &str) -> Result<u64, Broken> {
 }
 
 fn cpu(text: &str, wall: Duration) -> Result<Duration, Broken> {
-    let cpu = at_most(units::duration(text)?, MAX_CPU, "at most 5 m of computing per request", "\"50 ms\"")?;
+    let cpu = at_most(text, MAX_CPU, "at most 5 m of computing per request", "\"50 ms\"")?;
     if cpu > wall {
         // Never reached: the operator meant something else by one of the two.
         let help = "raise wall, or lower cpu to it";
-        return Err(Broken::new(format!("more than wall, which ends the request after {wall:?}")).help(help));
+        return Err(Broken::new(format!("more than wall, which is {}", units::shown(wall))).help(help));
     }
     Ok(cpu)
 }
 
 fn wall(text: &str) -> Result<Duration, Broken> {
-    at_most(units::duration(text)?, MAX_WALL, "at most 60 m per request", "\"30 s\"")
+    at_most(text, MAX_WALL, "at most 60 m per request", "\"30 s\"")
 }
 
-fn at_most(time: Duration, most: Duration, rule: &str, example: &str) -> Result<Duration, Broken> {
+fn at_most(text: &str, most: Duration, rule: &str, example: &str) -> Result<Duration, Broken> {
+    let time = units::duration(text, example)?;
     if time.is_zero() {
         return Err(Broken::new("at least 1 ms: with no time nothing can run").write(example));
     }
@@ -122,7 +133,7 @@ fn connections(number: &i64) -> Result<NonZeroU32, Broken> {
         .ok()
         .filter(|number| *number <= MAX_CONNECTIONS)
         .and_then(NonZeroU32::new)
-        .ok_or_else(|| Broken::new("1 to 10000 connections").write("32").help("write for example 32; grant no http to allow none"))
+        .ok_or_else(|| Broken::new("1 to 10000 connections").write("32; to allow none, grant no http"))
 }
 
 #[cfg(test)]
@@ -131,9 +142,15 @@ mod tests {
 
     #[test]
     fn memory_lies_between_what_the_vm_needs_and_what_a_kill_can_wait_for() {
-        for (text, accepted) in
-            [("0 B", false), ("1 B", false), ("4194303 B", false), ("4 MiB", true), ("64 MiB", true), ("67108865 B", false), ("1 GiB", false)]
-        {
+        for (text, accepted) in [
+            ("0 B", false),
+            ("1 B", false),
+            ("4194303 B", false),
+            ("4 MiB", true),
+            ("64 MiB", true),
+            ("67108865 B", false),
+            ("1 GiB", false),
+        ] {
             assert_eq!(memory(text).is_ok(), accepted, "{text}");
         }
     }
@@ -156,7 +173,9 @@ mod tests {
 
     #[test]
     fn connections_are_counted_from_one() {
-        for (number, accepted) in [(i64::MIN, false), (-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)] {
+        for (number, accepted) in
+            [(i64::MIN, false), (-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)]
+        {
             assert_eq!(connections(&number).is_ok(), accepted, "{number}");
         }
     }

@@ -92,16 +92,14 @@ impl Policy {
     fn enforce(raw: PolicyToml, folder: &Path, errors: &mut Errors<'_>) -> Self {
         let PolicyToml { host, tenant } = raw;
         let host = host::enforce(host, folder, errors);
-        let mut tenants = Vec::with_capacity(tenant.len());
         let mut routes = Vec::new();
-        for (name, tenant) in tenant {
-            if let Some((tenant, spans)) = tenant::enforce(name, tenant, folder, errors) {
-                let index = tenants.len();
-                routes.extend(tenant.routes.iter().cloned().zip(spans).map(|(route, span)| (route, index, span)));
-                tenants.push(Arc::new(tenant));
-            }
-        }
-        let routes = RouteTable::build(routes, &tenants, errors);
+        // By name, because the table of the file is sorted by name: the look-up below relies on it.
+        let tenants: Vec<Arc<Tenant>> = tenant
+            .into_iter()
+            .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, folder, &mut routes, errors)))
+            .collect();
+        let index = |name: &str| tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok();
+        let routes = RouteTable::build(routes, index, errors);
         Self { host, tenants, routes }
     }
 }

@@ -70,7 +70,8 @@ impl OriginPattern {
         if rest.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(Broken::new("hosts are in lower case").write(format_args!("\"{}\"", text.to_ascii_lowercase())));
         }
-        let (host, port) = split_port(rest).ok_or_else(|| Broken::new("a port is 1 to 65535").write("\"http://127.0.0.1:9000\""))?;
+        let (host, port) =
+            split_port(rest).ok_or_else(|| Broken::new("a port is 1 to 65535").write("\"http://127.0.0.1:9000\""))?;
         Ok(Self { scheme, host: HostPattern::parse(host)?, port: port.unwrap_or(scheme.default_port()) })
     }
 
@@ -142,9 +143,10 @@ impl HostPattern {
             (Self::One(Host::Ipv4(address)), Host::Ipv4(asked)) => address == asked,
             (Self::One(Host::Ipv6(address)), Host::Ipv6(asked)) => address == asked,
             // The dot belongs to the match: `evilexample.com` is no subdomain of `example.com`.
-            (Self::Subdomains(parent), Host::Domain(asked)) => {
-                asked.strip_suffix(parent.as_str()).and_then(|front| front.strip_suffix('.')).is_some_and(|label| !label.is_empty())
-            }
+            (Self::Subdomains(parent), Host::Domain(asked)) => asked
+                .strip_suffix(parent.as_str())
+                .and_then(|front| front.strip_suffix('.'))
+                .is_some_and(|label| !label.is_empty()),
             _ => false,
         }
     }
@@ -154,11 +156,9 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), Broken> {
     if text.trim() != text {
         return Err(Broken::new("spaces around an origin").write(EXAMPLE));
     }
-    if text == "*" {
-        return Err(Broken::new("a bare * allows every host; name the hosts").write(EXAMPLE));
-    }
     if text.parse::<ipnet::IpNet>().is_ok() {
-        return Err(Broken::new("a range of addresses is no host").help(format!("write addresses = [\"{text}\"], beside hosts")));
+        return Err(Broken::new("a range of addresses is no host")
+            .help(format!("write addresses = [\"{text}\"], beside hosts")));
     }
     if let Some(rest) = text.strip_prefix("https://") {
         return Ok((Scheme::Https, rest));
@@ -166,12 +166,17 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), Broken> {
     if let Some(rest) = text.strip_prefix("http://") {
         return Ok((Scheme::Http, rest));
     }
+    let rule = Broken::new("an origin starts with https:// or http://");
+    if text.contains("://") {
+        return Err(rule.write(EXAMPLE));
+    }
     let with_scheme = format!("https://{text}");
-    let example = match OriginPattern::parse(&with_scheme) {
-        Ok(_) if !text.contains("://") => format!("\"{with_scheme}\""),
-        _ => EXAMPLE.to_owned(),
-    };
-    Err(Broken::new("an origin starts with https:// or http://").write(example))
+    Err(match OriginPattern::parse(&with_scheme) {
+        Ok(_) => rule.write(format_args!("\"{with_scheme}\"")),
+        // `*com` is wrong with a scheme too, and that is what to learn from it.
+        Err(broken) if text.contains('*') => broken,
+        Err(_) => rule.write(EXAMPLE),
+    })
 }
 
 /// Host and port of an authority without user. `None` when the port is not in its one spelling.
@@ -222,9 +227,8 @@ impl HostFault {
         match self {
             Self::Malformed => Broken::new("not a host name or address").write(EXAMPLE),
             Self::FinalDot => Broken::new("a host has no final dot").write(EXAMPLE),
-            Self::OtherSpelling(canonical) => {
-                Broken::new("a host has one spelling").help(format!("write \"{canonical}\" for the host, if that is what you mean"))
-            }
+            Self::OtherSpelling(canonical) => Broken::new("a host has one spelling")
+                .help(format!("write \"{canonical}\" for the host, if that is what you mean")),
         }
     }
 }
@@ -281,15 +285,59 @@ mod tests {
     #[test]
     fn patterns_that_allow_more_than_they_seem_to_are_refused() {
         for text in [
-            "", "*", "https://*", "http://*:80", "*com", "https://*com", "https://*.com", "https://*.", "https://a.*.com", "https://a*.example.com",
-            "https://*.*.example.com", "10.0.0.0/8", "https://10.0.0.0/8", "api.example.com", "//api.example.com", "ftp://api.example.com",
-            "HTTPS://api.example.com", "https://API.example.com", "https://api.example.com.", "https://api.example.com/", "https://api.example.com/x",
-            "https://api.example.com?x", "https://api.example.com#x", "https://u@api.example.com", "https://u:p@api.example.com",
-            "https://api.example.com:0", "https://api.example.com:65536", "https://api.example.com:", "https://api.example.com:080",
-            "https://api.example.com:+80", "https://api.example.com:80:80", "http://127.1", "http://2130706433", "http://0x7f.1", "http://0177.0.0.1",
-            "http://127.0.0.1.", "http://[0:0:0:0:0:0:0:1]", "http://[::ffff:127.0.0.1]", "http://::1", "http://[::1", "http://[fe80::1%25eth0]",
-            "https://*.127.0.0.1", "https://bücher.example", "https://a..b", "https://a b", " https://a.b", "https://a.b ", "https://a.b\u{0}",
-            "https://-a.example.com", "https://(a|b).example.com", "https://", "https://:443", "https://%61.example.com",
+            "",
+            "*",
+            "https://*",
+            "http://*:80",
+            "*com",
+            "https://*com",
+            "https://*.com",
+            "https://*.",
+            "https://a.*.com",
+            "https://a*.example.com",
+            "https://*.*.example.com",
+            "10.0.0.0/8",
+            "https://10.0.0.0/8",
+            "api.example.com",
+            "//api.example.com",
+            "ftp://api.example.com",
+            "HTTPS://api.example.com",
+            "https://API.example.com",
+            "https://api.example.com.",
+            "https://api.example.com/",
+            "https://api.example.com/x",
+            "https://api.example.com?x",
+            "https://api.example.com#x",
+            "https://u@api.example.com",
+            "https://u:p@api.example.com",
+            "https://api.example.com:0",
+            "https://api.example.com:65536",
+            "https://api.example.com:",
+            "https://api.example.com:080",
+            "https://api.example.com:+80",
+            "https://api.example.com:80:80",
+            "http://127.1",
+            "http://2130706433",
+            "http://0x7f.1",
+            "http://0177.0.0.1",
+            "http://127.0.0.1.",
+            "http://[0:0:0:0:0:0:0:1]",
+            "http://[::ffff:127.0.0.1]",
+            "http://::1",
+            "http://[::1",
+            "http://[fe80::1%25eth0]",
+            "https://*.127.0.0.1",
+            "https://bücher.example",
+            "https://a..b",
+            "https://a b",
+            " https://a.b",
+            "https://a.b ",
+            "https://a.b\u{0}",
+            "https://-a.example.com",
+            "https://(a|b).example.com",
+            "https://",
+            "https://:443",
+            "https://%61.example.com",
         ] {
             assert!(OriginPattern::parse(text).is_err(), "{text:?}");
         }
@@ -298,8 +346,13 @@ mod tests {
     #[test]
     fn a_pattern_is_shown_as_it_was_written() {
         for text in [
-            "https://api.example.com", "http://127.0.0.1:9000", "http://[::1]:9000", "https://*.example.com", "https://xn--bcher-kva.example",
-            "http://localhost", "https://a_b.example.com:8443",
+            "https://api.example.com",
+            "http://127.0.0.1:9000",
+            "http://[::1]:9000",
+            "https://*.example.com",
+            "https://xn--bcher-kva.example",
+            "http://localhost",
+            "https://a_b.example.com:8443",
         ] {
             assert_eq!(OriginPattern::parse(text).expect(text).to_string(), text);
         }

@@ -67,7 +67,9 @@ fn policy(mut table: DeTable<'_>, errors: &mut Errors<'_>) -> PolicyToml {
             tenant.insert(name, Spanned::new(span, self::tenant(&at, table, errors)));
         }
     }
-    PolicyToml { host, tenant, ..keys("", table, errors) }
+    // All known keys are taken out; this finds those that are not known.
+    let _: PolicyToml = keys("", table, errors);
+    PolicyToml { host, tenant }
 }
 
 fn tenant(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> TenantToml {
@@ -91,7 +93,9 @@ fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml
     let kv = take(&mut table, "kv")
         .and_then(|value| as_table(&kv_at, &format!("[{kv_at}]"), value, errors))
         .map(|(table, span)| Spanned::new(span, keys(&kv_at, table, errors)));
-    AllowToml { http, fs, kv, ..keys(at, table, errors) }
+    // As above.
+    let _: AllowToml = keys(at, table, errors);
+    AllowToml { http, fs, kv }
 }
 
 /// The tables of a `[[list]]`.
@@ -130,7 +134,7 @@ fn keys<T: TableToml>(at: &str, table: DeTable<'_>, errors: &mut Errors<'_>) -> 
             Err(fault) => {
                 // A list's fault lies in one element; point at that.
                 let span = fault.span().unwrap_or_else(|| value.span());
-                errors.add(&path, span, Broken::new(fault.message()).write(example));
+                errors.add(&path, span, Broken::new(type_of(example)).write(example));
             }
         }
     }
@@ -158,6 +162,16 @@ fn as_table<'i>(
             errors.add(at, span, Broken::new("a table, under a header of its own").write(header));
             None
         }
+    }
+}
+
+/// What kind of value an example is.
+fn type_of(example: &str) -> &'static str {
+    match example.as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'[') => "a list of strings",
+        Some(b'{') => "a table",
+        _ => "a whole number",
     }
 }
 
@@ -215,7 +229,9 @@ mod tests {
 
     #[test]
     fn near_names_are_suggested_and_far_ones_listed() {
-        for (key, other, expected) in [("", "", 0), ("hosts", "hosts", 0), ("host", "hosts", 1), ("memroy", "memory", 2), ("x", "memory", 6)] {
+        for (key, other, expected) in
+            [("", "", 0), ("hosts", "hosts", 0), ("host", "hosts", 1), ("memroy", "memory", 2), ("x", "memory", 6)]
+        {
             assert_eq!(distance(key, other), expected, "{key} {other}");
         }
     }
@@ -223,16 +239,16 @@ mod tests {
     #[test]
     fn nesting_deeper_than_the_parser_goes_is_an_error_with_a_line() {
         let deep = format!("a = {}{}", "[".repeat(10_000), "]".repeat(10_000));
-        assert!(read_whole(&deep).unwrap_err().starts_with("p.toml:1:"));
+        assert!(read_whole(&deep).expect_err("too deep").starts_with("p.toml:1:"));
         let dotted = format!("[{}a]", "a.".repeat(10_000));
-        assert!(read_whole(&dotted).unwrap_err().starts_with("p.toml:1:"));
+        assert!(read_whole(&dotted).expect_err("too deep").starts_with("p.toml:1:"));
     }
 
     #[test]
     fn a_file_over_one_mebibyte_is_refused_before_it_is_parsed() {
         let full = "#".repeat(MAX_FILE_BYTES);
         assert!(read_whole(&full).is_ok());
-        let over = read_whole(&format!("{full}#")).unwrap_err();
+        let over = read_whole(&format!("{full}#")).expect_err("too long");
         assert!(over.starts_with("p.toml:1:1: 1048577 bytes: a policy file has at most 1 MiB"), "{over}");
     }
 }

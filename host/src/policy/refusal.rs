@@ -141,7 +141,10 @@ impl Refusal {
     /// Completes the refusal with what only the tenant knows: its name, in the rule and in the fix.
     pub fn with_fix(mut self, tenant: &Tenant) -> Self {
         let name = &tenant.name;
-        self.rule = self.detail.rule.map(|(index, line)| format!("tenant.{name}.allow.{}[{index}], line {line}", self.capability));
+        self.rule = self
+            .detail
+            .rule
+            .map(|(index, line)| format!("tenant.{name}.allow.{}[{index}], line {line}", self.capability));
         if let Some(remedy) = &self.detail.remedy {
             self.fix = remedy.for_script(name);
             self.detail.operator_fix = Some(remedy.for_operator(name));
@@ -242,7 +245,7 @@ mod tests {
     #[test]
     fn a_script_gets_kind_capability_target_and_fix() {
         let tenant = Tenant::without_grants("acme", "main.luau");
-        let error = OperationError::from(kv::decide(&tenant, b"visits").expect_err("not granted"));
+        let error = OperationError::from(kv::decide(None, "visits").expect_err("not granted").with_fix(&tenant));
         assert_eq!(error.kind, ErrorKind::Denied);
         assert_eq!(error.message, "kv denied: visits: the policy grants this tenant nothing of the kind");
         assert_eq!(error.capability.as_deref(), Some("kv"));

@@ -16,12 +16,11 @@
 //! tenant's: both begin with `/acme` and only a tenant that owns such a prefix gets them. For the same
 //! reason a route in the file holds no `%` and no dot segments.
 
-use std::{borrow::Cow, collections::HashMap, fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, ops::Range};
 
 use super::{
     error::{Broken, Errors},
     origin::is_host_name,
-    tenant::Tenant,
 };
 
 /// Longest route, in bytes. It bounds what a lookup has to hash.
@@ -36,6 +35,15 @@ pub struct Route {
     pub path: String,
     /// Whether paths below match too.
     pub wildcard: bool,
+}
+
+/// A route with its owner and its place in the file.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) route: Route,
+    pub(super) tenant: String,
+    pub(super) key: String,
+    pub(super) span: Range<usize>,
 }
 
 /// Finds a route in a few hash look-ups, however many tenants there are.
@@ -69,7 +77,8 @@ impl Route {
         if text.len() > MAX_ROUTE_BYTES {
             return Err(Broken::new(format!("a route has at most {MAX_ROUTE_BYTES} bytes")));
         }
-        let slash = text.find('/').ok_or_else(|| Broken::new("a route has a path, which begins with /").write(example))?;
+        let slash =
+            text.find('/').ok_or_else(|| Broken::new("a route has a path, which begins with /").write(example))?;
         let (host, path) = text.split_at(slash);
         let host = if host.is_empty() { None } else { Some(self::host(host)?) };
         let (path, wildcard) = match path.strip_suffix("/*") {
@@ -129,25 +138,26 @@ fn segment(text: &str) -> Result<(), Broken> {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// Builds the table. Two identical routes are an error at the later one, which names the earlier.
+    /// Builds the table. `index` gives a tenant's place by its name. Two identical routes are an error at
+    /// the later one, which names the earlier.
     pub(super) fn build(
-        mut routes: Vec<(Route, usize, Range<usize>)>,
-        tenants: &[Arc<Tenant>],
+        mut routes: Vec<Placed>,
+        index: impl Fn(&str) -> Option<usize>,
         errors: &mut Errors<'_>,
     ) -> Self {
-        routes.sort_by_key(|(_, _, span)| span.start);
+        routes.sort_by_key(|placed| placed.span.start);
         let mut table = Self::default();
-        let mut seen: HashMap<Route, (usize, u32)> = HashMap::with_capacity(routes.len());
-        for (route, tenant, span) in routes {
-            let name = |index: usize| tenants.get(index).map_or("", |tenant: &Arc<Tenant>| tenant.name.as_str());
+        let mut seen: HashMap<Route, (String, u32)> = HashMap::with_capacity(routes.len());
+        for Placed { route, tenant, key, span } in routes {
             if let Some((owner, line)) = seen.get(&route) {
-                let rule = format!("tenant.{} has the same route at line {line}", name(*owner));
-                let key = format!("tenant.{}.routes", name(tenant));
-                errors.add(&key, span, Broken::new(rule).help("give each route to one tenant"));
+                let rule = format!("tenant.{owner} has the same route at line {line}");
+                errors.add(&key, span, Broken::new(rule).help("give each route to one tenant, once"));
                 continue;
             }
-            seen.insert(route.clone(), (tenant, errors.line(&span)));
-            table.insert(route, tenant);
+            if let Some(index) = index(&tenant) {
+                table.insert(route.clone(), index);
+            }
+            seen.insert(route, (tenant, errors.line(&span)));
         }
         table
     }
@@ -229,7 +239,8 @@ mod tests {
 
     #[test]
     fn the_longest_match_wins() {
-        let routes = ["/*", "/acme", "/acme/*", "/acme/api/*", "/acme/api/v1", "acme.localhost/*", "acme.localhost/api/*"];
+        let routes =
+            ["/*", "/acme", "/acme/*", "/acme/api/*", "/acme/api/v1", "acme.localhost/*", "acme.localhost/api/*"];
         for (host, path, expected) in [
             (None, "/", Some("/*")),
             (None, "/x", Some("/*")),
@@ -271,10 +282,22 @@ mod tests {
 
     #[test]
     fn a_host_is_the_same_in_any_case_with_any_port_and_with_a_final_dot() {
-        for host in ["acme.localhost", "ACME.LocalHost", "acme.localhost:8080", "acme.localhost.", "Acme.localhost.:80"] {
+        for host in ["acme.localhost", "ACME.LocalHost", "acme.localhost:8080", "acme.localhost.", "Acme.localhost.:80"]
+        {
             check(&["acme.localhost/*"], Some(host), "/", Some("acme.localhost/*"));
         }
-        for host in ["", ":80", ".", "localhost", "x.acme.localhost", "acme.localhost..", "acme.localhostx", "[::1]:80", "[", "acme.localhost@x"] {
+        for host in [
+            "",
+            ":80",
+            ".",
+            "localhost",
+            "x.acme.localhost",
+            "acme.localhost..",
+            "acme.localhostx",
+            "[::1]:80",
+            "[",
+            "acme.localhost@x",
+        ] {
             check(&["acme.localhost/*"], Some(host), "/", None);
         }
     }
@@ -283,13 +306,33 @@ mod tests {
     fn no_spelling_of_a_path_reaches_another_tenant() {
         let routes = ["/acme/*", "/other/*"];
         for path in [
-            "/acme/../other/x", "/acme/./../other", "/acme/%2e%2e/other", "/acme/%2E%2E/other", "/acme/..%2fother", "/acme/..%2Fother",
-            "/acme/..\\other", "/acme/..%5cother", "/acme/;/../other", "/acme//other", "/acme/..;/other",
+            "/acme/../other/x",
+            "/acme/./../other",
+            "/acme/%2e%2e/other",
+            "/acme/%2E%2E/other",
+            "/acme/..%2fother",
+            "/acme/..%2Fother",
+            "/acme/..\\other",
+            "/acme/..%5cother",
+            "/acme/;/../other",
+            "/acme//other",
+            "/acme/..;/other",
         ] {
             check(&routes, None, path, Some("/acme/*"));
         }
         // Read in any other way, these would be somebody's; as they stand they are nobody's.
-        for path in ["/%61cme/x", "/acme%2fx", "/x/../acme", "/./acme", "//acme", "\\acme", "/acme\\x", "/.%2e/acme", "/acme;x/y", "/acme%00/x"] {
+        for path in [
+            "/%61cme/x",
+            "/acme%2fx",
+            "/x/../acme",
+            "/./acme",
+            "//acme",
+            "\\acme",
+            "/acme\\x",
+            "/.%2e/acme",
+            "/acme;x/y",
+            "/acme%00/x",
+        ] {
             check(&routes, None, path, None);
         }
     }
@@ -297,9 +340,37 @@ mod tests {
     #[test]
     fn routes_that_could_be_read_two_ways_are_refused() {
         for text in [
-            "", "acme", "*", "/*/x", "/a*", "/a/*b", "/**", "/a/**", "//", "//*", "/a/", "/a//b", "/./a", "/a/../b", "/a%20b", "/a b", "/a?x", "/a#x",
-            "/é", "ACME.localhost/*", "acme.localhost:80/*", "*.localhost/*", "acme..localhost/*", "-a/*", "http://acme/*", " /a", "/a ",
-            "acme.localhost./*", "[::1]/*", "a@b/*", "/a\\b",
+            "",
+            "acme",
+            "*",
+            "/*/x",
+            "/a*",
+            "/a/*b",
+            "/**",
+            "/a/**",
+            "//",
+            "//*",
+            "/a/",
+            "/a//b",
+            "/./a",
+            "/a/../b",
+            "/a%20b",
+            "/a b",
+            "/a?x",
+            "/a#x",
+            "/é",
+            "ACME.localhost/*",
+            "acme.localhost:80/*",
+            "*.localhost/*",
+            "acme..localhost/*",
+            "-a/*",
+            "http://acme/*",
+            " /a",
+            "/a ",
+            "acme.localhost./*",
+            "[::1]/*",
+            "a@b/*",
+            "/a\\b",
         ] {
             assert!(Route::parse(text).is_err(), "{text:?}");
         }

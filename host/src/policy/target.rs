@@ -77,7 +77,8 @@ pub fn parse_redirect(base: &Url, location: &str) -> Result<Url, TargetError> {
     if location.starts_with("//") {
         return parse_target(&format!("{}:{location}", base.scheme()));
     }
-    let url = base.join(location).map_err(|error| TargetError::Invalid(format!("the redirect cannot be parsed: {error}")))?;
+    let url =
+        base.join(location).map_err(|error| TargetError::Invalid(format!("the redirect cannot be parsed: {error}")))?;
     // By the grammar it cannot differ. If it does all the same, a parser was tricked.
     if url.origin() != base.origin() {
         return Err(denied(location, "a relative redirect stays on its origin"));
@@ -87,7 +88,10 @@ pub fn parse_redirect(base: &Url, location: &str) -> Result<Url, TargetError> {
 
 fn check_characters(text: &str) -> Result<(), TargetError> {
     if text.len() > MAX_URL_BYTES {
-        return Err(TargetError::Invalid(format!("the URL has {} bytes; at most {MAX_URL_BYTES} are taken", text.len())));
+        return Err(TargetError::Invalid(format!(
+            "the URL has {} bytes; at most {MAX_URL_BYTES} are taken",
+            text.len()
+        )));
     }
     if text.contains('\\') {
         return Err(denied(text, "a URL has no backslash, which some parsers read as a slash"));
@@ -115,7 +119,9 @@ fn check_authority(text: &str, authority: &str) -> Result<(), TargetError> {
     canonical_host(host).map_err(|fault| match fault {
         HostFault::Malformed => TargetError::Invalid("the URL's host is no name and no address".to_owned()),
         HostFault::FinalDot => denied(text, "the host ends in a dot; write it without"),
-        HostFault::OtherSpelling(canonical) => denied(text, format!("the host has one spelling: write {canonical} if that is meant")),
+        HostFault::OtherSpelling(canonical) => {
+            denied(text, format!("the host has one spelling: write {canonical} if that is meant"))
+        }
     })?;
     port.map_or(Ok(()), |port| Err(bad_port(text, port)))
 }
@@ -136,7 +142,8 @@ fn split_scheme(text: &str) -> Option<(&str, &str)> {
     let end = text.find([':', '/', '?', '#']).filter(|end| text[*end..].starts_with(':'))?;
     let scheme = &text[..end];
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
-    (scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && scheme.bytes().all(plain)).then_some((scheme, &text[end + 1..]))
+    (scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && scheme.bytes().all(plain))
+        .then_some((scheme, &text[end + 1..]))
 }
 
 fn denied(text: &str, why: impl Into<String>) -> TargetError {
@@ -162,9 +169,21 @@ mod tests {
     #[test]
     fn plain_urls_are_taken_as_they_are() {
         for text in [
-            "http://a/", "https://api.example.com", "https://api.example.com:8443/a/b?c=d&e=%20#f", "http://127.0.0.1:9000/", "http://[::1]:9000/x",
-            "http://localhost/", "https://xn--bcher-kva.example/", "HTTPS://API.example.com/", "https://a_b.example.com/", "http://10.0.0.1/",
-            "https://a.example/@b:c", "https://a.example/?q=http://b@c", "http://[::ffff:7f00:1]/", "https://a.example:65535/", "http://[FE80::1]/",
+            "http://a/",
+            "https://api.example.com",
+            "https://api.example.com:8443/a/b?c=d&e=%20#f",
+            "http://127.0.0.1:9000/",
+            "http://[::1]:9000/x",
+            "http://localhost/",
+            "https://xn--bcher-kva.example/",
+            "HTTPS://API.example.com/",
+            "https://a_b.example.com/",
+            "http://10.0.0.1/",
+            "https://a.example/@b:c",
+            "https://a.example/?q=http://b@c",
+            "http://[::ffff:7f00:1]/",
+            "https://a.example:65535/",
+            "http://[FE80::1]/",
         ] {
             assert_eq!(outcome(&parse_target(text)), "ok", "{text}");
         }
@@ -173,10 +192,40 @@ mod tests {
     #[test]
     fn what_is_no_url_is_invalid() {
         for text in [
-            "", "/", "//", "a", "example.com", "example.com/x", "/x", "//example.com/", "?", "#", "http:///", "http://", "https:///x", "http://:80/",
-            "http://?x", "http://a:65536/", "http://a:99999999999/", "http://a:b/", "http://a:80:80/", "http://[::1/", "http://[::1]x/", "http://::1/",
-            "http://a..b/", "http://.a/", "http://-a/", "http://a<b/", "http://xn--allowed-.com/", "http://1.2.3.4.5/", "http://256.256.256.256/",
-            "http://[1.2.3.4]/", "http://a:-1/", ":", "://a/", "1http://a/",
+            "",
+            "/",
+            "//",
+            "a",
+            "example.com",
+            "example.com/x",
+            "/x",
+            "//example.com/",
+            "?",
+            "#",
+            "http:///",
+            "http://",
+            "https:///x",
+            "http://:80/",
+            "http://?x",
+            "http://a:65536/",
+            "http://a:99999999999/",
+            "http://a:b/",
+            "http://a:80:80/",
+            "http://[::1/",
+            "http://[::1]x/",
+            "http://::1/",
+            "http://a..b/",
+            "http://.a/",
+            "http://-a/",
+            "http://a<b/",
+            "http://xn--allowed-.com/",
+            "http://1.2.3.4.5/",
+            "http://256.256.256.256/",
+            "http://[1.2.3.4]/",
+            "http://a:-1/",
+            ":",
+            "://a/",
+            "1http://a/",
         ] {
             assert_eq!(outcome(&parse_target(text)), "invalid", "{text}");
         }
@@ -186,11 +235,33 @@ mod tests {
     #[test]
     fn every_second_spelling_of_a_host_is_denied() {
         for text in [
-            "http://127.1/", "http://127.0.1/", "http://0/", "http://2130706433/", "http://0x7f000001/", "http://017700000001/", "http://0177.0.0.1/",
-            "http://0x7f.0.0.1/", "http://0x7f.1/", "http://127.0x1/", "http://3232235521/", "http://2852039166/", "http://127.0.0.1./",
-            "http://127.0.0.01/", "http://%31%32%37.0.0.1/", "http://127%2e0.0.1/", "http://%6c%6fcalhost/", "http://ｅxample.com/", "http://１２７.0.0.1/",
-            "http://127。0。0。1/", "http://bücher.example/", "http://\u{430}pple.com/", "http://[0:0:0:0:0:0:0:1]/", "http://[::0001]/",
-            "http://[::ffff:127.0.0.1]/", "http://[::127.0.0.1]/", "http://a\u{ad}b.example/",
+            "http://127.1/",
+            "http://127.0.1/",
+            "http://0/",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://017700000001/",
+            "http://0177.0.0.1/",
+            "http://0x7f.0.0.1/",
+            "http://0x7f.1/",
+            "http://127.0x1/",
+            "http://3232235521/",
+            "http://2852039166/",
+            "http://127.0.0.1./",
+            "http://127.0.0.01/",
+            "http://%31%32%37.0.0.1/",
+            "http://127%2e0.0.1/",
+            "http://%6c%6fcalhost/",
+            "http://ｅxample.com/",
+            "http://１２７.0.0.1/",
+            "http://127。0。0。1/",
+            "http://bücher.example/",
+            "http://\u{430}pple.com/",
+            "http://[0:0:0:0:0:0:0:1]/",
+            "http://[::0001]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[::127.0.0.1]/",
+            "http://a\u{ad}b.example/",
         ] {
             assert_eq!(outcome(&parse_target(text)), "denied", "{text}");
         }
@@ -199,11 +270,40 @@ mod tests {
     #[test]
     fn every_trick_with_the_rest_of_a_url_is_denied() {
         for text in [
-            "http://LOCALHOST./", "http://example.com./", "http://allowed.com@10.0.0.1/", "http://allowed.com:80@10.0.0.1", "http://@a/", "http://:@a/",
-            "http://allowed.com\\@10.0.0.1", "http:\\\\a/", "http://a\\b/", "http://1.1.1.1 &@2.2.2.2# @3.3.3.3/", " http://a/", "http://a/ ",
-            "http://a/\r\nX: y", "ht\ttp://a/", "http://a\u{0}/", "http://a/\u{2028}", "http://a:0/", "http://a:00/", "http://a:00080/", "http://a:080/",
-            "http://a:+80/", "http://a:/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/", "http:a", "http:/a", "https:a/b", "ftp://a/", "file:///etc/passwd",
-            "data:,x", "javascript:1", "ws://a/", "unix:/run/x", "http+unix://a/",
+            "http://LOCALHOST./",
+            "http://example.com./",
+            "http://allowed.com@10.0.0.1/",
+            "http://allowed.com:80@10.0.0.1",
+            "http://@a/",
+            "http://:@a/",
+            "http://allowed.com\\@10.0.0.1",
+            "http:\\\\a/",
+            "http://a\\b/",
+            "http://1.1.1.1 &@2.2.2.2# @3.3.3.3/",
+            " http://a/",
+            "http://a/ ",
+            "http://a/\r\nX: y",
+            "ht\ttp://a/",
+            "http://a\u{0}/",
+            "http://a/\u{2028}",
+            "http://a:0/",
+            "http://a:00/",
+            "http://a:00080/",
+            "http://a:080/",
+            "http://a:+80/",
+            "http://a:/",
+            "http://[fe80::1%25eth0]/",
+            "http://[fe80::1%eth0]/",
+            "http:a",
+            "http:/a",
+            "https:a/b",
+            "ftp://a/",
+            "file:///etc/passwd",
+            "data:,x",
+            "javascript:1",
+            "ws://a/",
+            "unix:/run/x",
+            "http+unix://a/",
         ] {
             assert_eq!(outcome(&parse_target(text)), "denied", "{text}");
         }
@@ -223,7 +323,17 @@ mod tests {
         ] {
             assert_eq!(parse_redirect(&base, location).expect(location).as_str(), expected, "{location}");
         }
-        for location in ["//127.1/", "/\\10.0.0.1/", "\\\\10.0.0.1/", "https:x", "http://u@a/", "file:///x", " /x", "/x\n", "///10.0.0.1/x"] {
+        for location in [
+            "//127.1/",
+            "/\\10.0.0.1/",
+            "\\\\10.0.0.1/",
+            "https:x",
+            "http://u@a/",
+            "file:///x",
+            " /x",
+            "/x\n",
+            "///10.0.0.1/x",
+        ] {
             assert!(parse_redirect(&base, location).is_err(), "{location}");
         }
     }
@@ -232,6 +342,9 @@ mod tests {
     fn a_refused_spelling_is_explained_by_the_scripts_own_text() {
         let error = OperationError::from(parse_target("http://127.1/").expect_err("a second spelling"));
         assert_eq!(error.kind, neoc_abi::ErrorKind::Denied);
-        assert_eq!(error.message, "http denied: http://127.1/: the host has one spelling: write 127.0.0.1 if that is meant");
+        assert_eq!(
+            error.message,
+            "http denied: http://127.1/: the host has one spelling: write 127.0.0.1 if that is meant"
+        );
     }
 }

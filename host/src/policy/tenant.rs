@@ -1,7 +1,6 @@
 //! One tenant: `[tenant.NAME]`.
 
 use std::{
-    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,11 +11,10 @@ use super::{
     error::{Broken, Errors, child},
     fs,
     host::below,
-    http,
-    kv,
+    http, kv,
     limits::{self, Limits},
     raw::{AllowToml, TenantToml, Text},
-    route::Route,
+    route::{Placed, Route},
 };
 
 /// Longest name, in bytes: that of a DNS label, so that a name can be one.
@@ -58,42 +56,45 @@ impl Tenant {
     }
 }
 
-/// Converts the table. Also gives the place of each route, for errors that need two of them.
+/// Converts the table, and adds its routes to those of the whole file. What is wrong is replaced by
+/// something harmless: with an error the policy is thrown away, and the rest is still to be looked at.
 pub(super) fn enforce(
     name: Text,
     raw: Spanned<TenantToml>,
     folder: &Path,
+    all_routes: &mut Vec<Placed>,
     errors: &mut Errors<'_>,
-) -> Option<(Tenant, Vec<Range<usize>>)> {
+) -> Tenant {
     let at = child("tenant", name.get_ref());
     let span = name.span();
     let TenantToml { script, routes, limits, allow } = raw.into_inner();
-    let good_name = is_name(name.get_ref());
-    if !good_name {
+    if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
     }
     if script.is_none() {
         errors.missing(&at, "script", span, "\"main.luau\"");
     }
-    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(folder, text));
-    let (routes, spans) = self::routes(&child(&at, "routes"), routes.unwrap_or_default(), errors);
-    let limits = limits::enforce(limits, &child(&at, "limits"), errors);
-    let allow = self::allow(allow, &child(&at, "allow"), errors);
-    let tenant = Tenant { name: name.into_inner(), script: script?, routes, limits, allow };
-    good_name.then_some((tenant, spans))
+    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(folder, text, "\"main.luau\""));
+    Tenant {
+        script: script.unwrap_or_default(),
+        routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
+        limits: limits::enforce(limits, &child(&at, "limits"), errors),
+        allow: self::allow(allow, &child(&at, "allow"), errors),
+        name: name.into_inner(),
+    }
 }
 
-fn routes(at: &str, written: Vec<Text>, errors: &mut Errors<'_>) -> (Vec<Route>, Vec<Range<usize>>) {
+fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, errors: &mut Errors<'_>) -> Vec<Route> {
     let mut routes = Vec::with_capacity(written.len());
-    let mut spans = Vec::with_capacity(written.len());
     for (index, text) in written.iter().enumerate() {
-        if let Some(route) = errors.value(&format!("{at}[{index}]"), Some(text), |text| Route::parse(text)) {
+        let key = format!("{at}[{index}]");
+        if let Some(route) = errors.value(&key, Some(text), |text| Route::parse(text)) {
+            all.push(Placed { route: route.clone(), tenant: tenant.to_owned(), key, span: text.span() });
             routes.push(route);
-            spans.push(text.span());
         }
     }
-    (routes, spans)
+    routes
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
@@ -132,10 +133,10 @@ mod tests {
     #[test]
     fn a_script_without_a_policy_may_compute_and_nothing_else() {
         let tenant = Tenant::without_grants("run", "job.luau");
-        assert!(kv::decide(&tenant, b"k").is_err());
-        assert!(fs::decide(&tenant, "/data/x", false).is_err());
+        assert!(kv::decide(tenant.allow.kv.as_ref(), "k").is_err());
+        assert!(fs::decide(&tenant.allow.fs, "/data/x", false).is_err());
         let url = http::parse_target("https://example.com").expect("a URL");
-        assert!(http::decide(&tenant, "GET", &url).is_err());
+        assert!(http::decide(&tenant.allow.http, "GET", &url).is_err());
         assert_eq!((tenant.limits.cpu, tenant.limits.wall), (Duration::from_secs(5), Duration::from_secs(60)));
     }
 }

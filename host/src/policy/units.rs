@@ -32,8 +32,14 @@ pub(super) fn bytes(text: &str) -> Result<u64, Broken> {
 ///
 /// # Errors
 /// The rule that the text breaks, with an example.
-pub(super) fn duration(text: &str) -> Result<Duration, Broken> {
-    quantity(text, ' ', TIME_UNITS_MS, "\"50 ms\"").map(|(_, ms)| Duration::from_millis(ms))
+pub(super) fn duration(text: &str, example: &str) -> Result<Duration, Broken> {
+    quantity(text, ' ', TIME_UNITS_MS, example).map(|(_, ms)| Duration::from_millis(ms))
+}
+
+/// A time as the file has it.
+pub(super) fn shown(time: Duration) -> String {
+    let ms = time.as_millis();
+    if ms.is_multiple_of(1_000) { format!("{} s", ms / 1_000) } else { format!("{ms} ms") }
 }
 
 /// A rate such as `200/s`.
@@ -123,9 +129,32 @@ mod tests {
     #[test]
     fn sizes_that_are_not_exact_are_refused() {
         for text in [
-            "", " ", "32", "32MiB", "32  MiB", " 32 MiB", "32 MiB ", "32\tMiB", "32 MB", "32 mib", "32 M", "1.5 MiB", "1,5 MiB",
-            "-1 MiB", "+1 MiB", "1e3 B", "0x20 MiB", "1_000 B", "032 MiB", "MiB", " MiB", "٣٢ MiB", "18446744073709551616 B",
-            "17179869184 GiB", "99999999999999999999999 B", "32\u{a0}MiB",
+            "",
+            " ",
+            "32",
+            "32MiB",
+            "32  MiB",
+            " 32 MiB",
+            "32 MiB ",
+            "32\tMiB",
+            "32 MB",
+            "32 mib",
+            "32 M",
+            "1.5 MiB",
+            "1,5 MiB",
+            "-1 MiB",
+            "+1 MiB",
+            "1e3 B",
+            "0x20 MiB",
+            "1_000 B",
+            "032 MiB",
+            "MiB",
+            " MiB",
+            "٣٢ MiB",
+            "18446744073709551616 B",
+            "17179869184 GiB",
+            "99999999999999999999999 B",
+            "32\u{a0}MiB",
         ] {
             assert!(bytes(text).is_err(), "{text:?}");
         }
@@ -133,16 +162,21 @@ mod tests {
 
     #[test]
     fn a_near_miss_is_shown_as_it_should_be() {
-        for (text, expected) in
-            [("32 MB", "\"32 MiB\""), ("32MiB", "\"32 MiB\""), ("32 mb", "\"32 MiB\""), ("64 KB ", "\"64 KiB\""), ("10 MiB ", "\"10 MiB\"")]
-        {
-            let broken = format!("{:?}", bytes(text).unwrap_err());
+        for (text, expected) in [
+            ("32 MB", "\"32 MiB\""),
+            ("32MiB", "\"32 MiB\""),
+            ("32 mb", "\"32 MiB\""),
+            ("64 KB ", "\"64 KiB\""),
+            ("10 MiB ", "\"10 MiB\""),
+        ] {
+            let broken = format!("{:?}", bytes(text).expect_err(text));
             assert!(broken.contains(&format!("{:?}", format!("write for example {expected}"))), "{text}: {broken}");
         }
     }
 
     #[test]
     fn times_are_exact_or_refused() {
+        let duration = |text| duration(text, "\"50 ms\"");
         assert_eq!(duration("50 ms"), Ok(Duration::from_millis(50)));
         assert_eq!(duration("30 s"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("5 m"), Ok(Duration::from_secs(300)));
@@ -153,11 +187,27 @@ mod tests {
 
     #[test]
     fn rates_are_exact_or_refused() {
-        for (text, count, seconds) in [("200/s", 200, 1), ("1000/m", 1000, 60), ("5/h", 5, 3600), ("1000000/s", 1_000_000, 1)] {
+        for (text, count, seconds) in
+            [("200/s", 200, 1), ("1000/m", 1000, 60), ("5/h", 5, 3600), ("1000000/s", 1_000_000, 1)]
+        {
             let rate = rate(text).expect(text);
             assert_eq!((rate.count.get(), rate.per), (count, Duration::from_secs(seconds)), "{text}");
         }
-        for text in ["0/s", "1000001/s", "200", "200 /s", "200/ s", "200 per s", "2.5/s", "-1/s", "200/d", "/s", "200/", "1/s/s", "4294967296/s"] {
+        for text in [
+            "0/s",
+            "1000001/s",
+            "200",
+            "200 /s",
+            "200/ s",
+            "200 per s",
+            "2.5/s",
+            "-1/s",
+            "200/d",
+            "/s",
+            "200/",
+            "1/s/s",
+            "4294967296/s",
+        ] {
             assert!(rate(text).is_err(), "{text:?}");
         }
     }

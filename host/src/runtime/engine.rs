@@ -10,8 +10,9 @@ use wasmtime::{Collector, Config, Enabled, Engine, InstanceAllocationStrategy, P
 /// preempted, so this also bounds how long a single instruction runs (about 90 ms cold).
 pub const MAX_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 
-/// Stack of the guest's own code, in bytes. Going over it is a trap.
-const WASM_STACK_BYTES: usize = 512 * 1024;
+/// Stack of the guest's own code, in bytes. Going over it is a trap. Luau's parser stops at a depth of
+/// 1,000, with an error that names the line; this is what it needs to get there.
+const WASM_STACK_BYTES: usize = 1024 * 1024;
 
 /// Stack of a fiber: the guest's part and what host functions need above it, in bytes. Overflow of
 /// the host's part would abort the process, so it is never less than 1 MiB.

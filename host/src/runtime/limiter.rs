@@ -1,6 +1,14 @@
-//! What one VM may hold: linear memory and its GC heap counted together, and tables.
+//! What one VM may hold: linear memory, a GC heap for exceptions, and tables.
+//!
+//! Luau's errors are exceptions, and wasmtime keeps those on a GC heap of its own. A script that has
+//! filled its memory must still be able to throw "not enough memory", so the GC heap has an allowance
+//! apart from the script's limit. It is small, because an exception is collected once it is caught.
 
 use wasmtime::ResourceLimiter;
+
+/// Most that the GC heap may hold, in bytes. Less than any guest's linear memory from the start, so
+/// that the two cannot be taken for each other, see [`MemoryLimiter::memory_growing`].
+const MAX_GC_HEAP_BYTES: usize = 512 * 1024;
 
 /// Most elements that the guest's tables may have together.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
@@ -10,25 +18,28 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 #[derive(Debug)]
 pub struct MemoryLimiter {
     limit_bytes: usize,
-    held_bytes: usize,
+    /// The linear memory now. 0 until it is made, which comes before all else.
+    linear_bytes: usize,
 }
 
 impl MemoryLimiter {
-    /// A limiter for `limit_bytes` of memory.
+    /// A limiter for `limit_bytes` of linear memory.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, held_bytes: 0 }
+        Self { limit_bytes, linear_bytes: 0 }
     }
 }
 
 impl ResourceLimiter for MemoryLimiter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let growth = desired.saturating_sub(current);
-        let held = self.held_bytes.saturating_add(growth);
-        if held > self.limit_bytes {
-            return Ok(false);
+        // wasmtime does not say which memory grows, but only the linear one has this size.
+        if current != self.linear_bytes {
+            return Ok(desired <= MAX_GC_HEAP_BYTES);
         }
-        self.held_bytes = held;
-        Ok(true)
+        let allowed = desired <= self.limit_bytes;
+        if allowed {
+            self.linear_bytes = desired;
+        }
+        Ok(allowed)
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
@@ -53,10 +64,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_memories_of_a_vm_share_one_limit() {
-        let mut limiter = MemoryLimiter::new(100);
-        assert!(limiter.memory_growing(0, 60, None).expect("judges"));
-        assert!(!limiter.memory_growing(0, 50, None).expect("judges"), "60 and 50 are over 100");
-        assert!(limiter.memory_growing(60, 100, None).expect("judges"));
+    fn a_script_that_has_filled_its_memory_can_still_throw() {
+        let mut limiter = MemoryLimiter::new(4 << 20);
+        assert!(limiter.memory_growing(0, 2 << 20, None).expect("judges"), "instantiation");
+        assert!(limiter.memory_growing(2 << 20, 4 << 20, None).expect("judges"));
+        assert!(!limiter.memory_growing(4 << 20, 5 << 20, None).expect("judges"), "over the limit");
+        assert!(limiter.memory_growing(0, 64 << 10, None).expect("judges"), "the GC heap is made");
+        assert!(limiter.memory_growing(64 << 10, 512 << 10, None).expect("judges"));
+        assert!(!limiter.memory_growing(512 << 10, 1 << 20, None).expect("judges"), "over its allowance");
     }
 }

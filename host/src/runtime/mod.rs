@@ -166,7 +166,12 @@ impl Runtime {
     ///
     /// # Errors
     /// [`LoadError::Script`] when the script is at fault, [`LoadError::Failed`] when its VM was killed.
-    pub async fn load(self: &Arc<Self>, tenant: &Arc<str>, source: Source, log: ScriptLog) -> Result<TenantImage, LoadError> {
+    pub async fn load(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        source: Source,
+        log: ScriptLog,
+    ) -> Result<TenantImage, LoadError> {
         let runtime = Arc::clone(self);
         self.on_worker(tenant, async move {
             let failed = |error: wasmtime::Error| LoadError::Failed(Failure::from_wasmtime(&error, LOAD_CPU));

@@ -81,10 +81,13 @@ impl Server {
                 .max_headers(64)
                 .max_buf_size(64 * 1024)
                 .half_close(false)
-                .serve_connection(TokioIo::new(stream), hyper::service::service_fn(move |request| {
-                    let service = Arc::clone(&service);
-                    async move { Ok::<_, std::convert::Infallible>(service.respond(request).await) }
-                }));
+                .serve_connection(
+                    TokioIo::new(stream),
+                    hyper::service::service_fn(move |request| {
+                        let service = Arc::clone(&service);
+                        async move { Ok::<_, std::convert::Infallible>(service.respond(request).await) }
+                    }),
+                );
             let watched = graceful.watch(connection);
             tokio::spawn(async move {
                 // A client that went away or spoke no HTTP is its own affair.
