@@ -11,6 +11,11 @@ cd "$(dirname "$0")"
 out=$PWD/build
 fail() { echo "guest: $*" >&2; exit 1; }
 mkdir -p "$out"
+# Two builds at once wait for each other.
+if command -v flock >/dev/null; then
+  exec 9>"$out/lock"
+  flock 9
+fi
 export ZIG_GLOBAL_CACHE_DIR=$out/zig-cache ZIG_LOCAL_CACHE_DIR=$out/zig-cache
 
 ./toolchain.sh "$out"
@@ -93,7 +98,8 @@ export LUAU_CXXFLAGS="-fexceptions -fwasm-exceptions -mllvm -wasm-use-legacy-eh=
 # The linker flavour and -Zbuild-std are unstable options.
 export RUSTC_BOOTSTRAP=1
 # Linked as a reactor: the host runs `_initialize` (C++'s static constructors) once, then calls exports.
-export RUSTFLAGS="-C panic=abort -L native=$out/eh -l static=wasmeh \
+eh=$(readlink -f "$out/eh")
+export RUSTFLAGS="-C panic=abort -L native=$eh -l static=wasmeh -C link-arg=$eh/operator_new.o \
   -Zunstable-options -C linker-flavor=wasm-lld-cc -C linker=$out/bin/cxx -C link-self-contained=no \
   -C link-arg=-mexec-model=reactor -C link-arg=-lwasi-emulated-process-clocks -C link-arg=-lc++abi"
 export CARGO_TARGET_DIR=$out/target

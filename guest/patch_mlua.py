@@ -22,12 +22,91 @@ CHANGES = [
     (
         "src/memory.rs",
         "            alloc::handle_alloc_error(new_layout);\n",
-        "            mem_state.used_memory -= mem_diff;\n",
+        "            mem_state.used_memory -= mem_diff;\n            mem_state.ask_for_collection();\n",
     ),
     (
         "src/memory.rs",
         "        alloc::handle_alloc_error(old_layout);\n",
-        "        mem_state.used_memory -= mem_diff;\n",
+        "        mem_state.used_memory -= mem_diff;\n        mem_state.ask_for_collection();\n",
+    ),
+    # Luau collects when its heap has doubled, whatever the limit: a script that keeps more than half of
+    # its memory alive would run out of it, with the rest full of garbage. Near the limit, the allocator
+    # asks for a full collection, which Luau's interrupt runs at the next safe point.
+    (
+        "src/memory.rs",
+        "    limit_reached: bool,\n}\n",
+        """    limit_reached: bool,
+    // Above this many bytes the allocator asks for a collection.
+    collect_above: isize,
+    // Where to ask. Null as long as there is no limit.
+    callbacks: *mut ffi::lua_Callbacks,
+}
+
+impl MemoryState {
+    pub(crate) unsafe fn watch(&mut self, state: *mut ffi::lua_State) {
+        self.callbacks = ffi::lua_callbacks(state);
+        self.aim();
+    }
+
+    // At seven eighths of the limit, and never before half of what is left is used: the cost of all
+    // collections stays in proportion to what was allocated.
+    fn aim(&mut self) {
+        let free = (self.memory_limit - self.used_memory).max(0);
+        self.collect_above = (self.memory_limit / 8 * 7).max(self.used_memory + free / 2);
+    }
+
+    unsafe fn ask_for_collection(&mut self) {
+        if !self.callbacks.is_null() {
+            (*self.callbacks).interrupt = Some(collect);
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn collect(state: *mut ffi::lua_State, gc: std::os::raw::c_int) {
+    // From within the collector Luau calls with its phase, which is no safe point.
+    if gc < 0 {
+        (*ffi::lua_callbacks(state)).interrupt = None;
+        ffi::lua_gc(state, ffi::LUA_GCCOLLECT, 0);
+        (*MemoryState::get(state)).aim();
+    }
+}
+""",
+    ),
+    (
+        "src/memory.rs",
+        "#[repr(C)]\n#[derive(Default)]\npub(crate) struct MemoryState {\n",
+        """impl Default for MemoryState {
+    fn default() -> Self {
+        Self {
+            used_memory: 0,
+            memory_limit: 0,
+            ignore_limit: false,
+            limit_reached: false,
+            collect_above: isize::MAX,
+            callbacks: ptr::null_mut(),
+        }
+    }
+}
+
+#[repr(C)]
+pub(crate) struct MemoryState {
+""",
+    ),
+    (
+        "src/memory.rs",
+        "    let mem_limit = mem_state.memory_limit;\n"
+        "    let new_used_memory = mem_state.used_memory + mem_diff;\n",
+        "    let mem_limit = mem_state.memory_limit;\n"
+        "    let new_used_memory = mem_state.used_memory + mem_diff;\n"
+        "    // A long block asks early: another one like it must not be what finds the memory full.\n"
+        "    if mem_diff > 0 && new_used_memory + 2 * mem_diff > mem_state.collect_above {\n"
+        "        mem_state.ask_for_collection();\n    }\n",
+    ),
+    (
+        "src/state.rs",
+        "                    let prev_limit = (*mem_state).set_memory_limit(limit);\n",
+        "                    let prev_limit = (*mem_state).set_memory_limit(limit);\n"
+        "                    (*mem_state).watch(lua.state());\n",
     ),
 ]
 

@@ -6,11 +6,13 @@
 # Luau is C++ and throws; in WebAssembly that takes the exception-handling proposal, in its new encoding.
 # Every piece is made under a temporary name and moved into place, so an interrupted run leaves no half.
 set -euo pipefail
+cd "$(dirname "$0")"
 out=$1
 zig_version=0.17.1
 zig_dir=$out/zig-$zig_version
 zig=$zig_dir/ziglang
-eh_dir=$out/eh-$zig_version
+# Named after what it is made from, so that a change makes a new one, and cargo links anew.
+eh_dir=$out/eh-$(cat toolchain.sh operator_new.cpp | cksum | cut -d' ' -f1)
 fail() { echo "guest: $*" >&2; exit 1; }
 
 # The compiler. --target needs no virtual environment, and no leave to change the system's Python.
@@ -52,7 +54,8 @@ wrapper cc "cc $target"
 wrapper cxx "c++ $target"
 wrapper ar ar
 
-# The exception-handling runtime: three sources that the wheel ships but does not build, and the tag.
+# The exception-handling runtime: three sources that the wheel ships but does not build, the tag, and
+# an `operator new` that throws, an object by itself because libc++ has one, too.
 if [ ! -f "$eh_dir/libwasmeh.a" ]; then
   echo "guest: building the exception-handling runtime" >&2
   rm -rf "$eh_dir.new"
@@ -68,8 +71,9 @@ if [ ! -f "$eh_dir/libwasmeh.a" ]; then
     done
     "$out/bin/cc" $exceptions -DNDEBUG -D_LIBUNWIND_HIDE_SYMBOLS "${includes[@]}" \
       -c "$zig/lib/libunwind/src/Unwind-wasm.c" -o "$eh_dir.new/unwind.o"
+    "$out/bin/cxx" $exceptions -std=c++23 -c operator_new.cpp -o "$eh_dir.new/operator_new.o"
     "$out/bin/cc" -c "$eh_dir.new/tag.s" -o "$eh_dir.new/tag.o"
-    "$out/bin/ar" rcs "$eh_dir.new/libwasmeh.a" "$eh_dir.new"/*.o
+    "$out/bin/ar" rcs "$eh_dir.new/libwasmeh.a" "$eh_dir.new"/{cxa_exception,cxa_personality,unwind,tag}.o
   } || fail "zig could not build the exception-handling runtime; see its message above"
   rm -rf "$eh_dir"
   mv "$eh_dir.new" "$eh_dir"

@@ -28,12 +28,21 @@ mod stdlib;
 mod tests;
 mod vm;
 
+/// Luau's heap and ours. The allocator of zig's libc rounds each block up to a power of two and never
+/// joins freed ones, so that a script would get half of the memory that its policy promises.
+#[cfg(target_arch = "wasm32")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 #[cfg(target_arch = "wasm32")]
 mod exports {
     //! What the host calls. A buffer passed in was made by `allocate`, and the callee consumes it.
 
     use std::cell::RefCell;
 
+    use neoc_abi::log::Level;
+
+    use crate::host;
     use crate::vm::Vm;
 
     thread_local! {
@@ -56,12 +65,14 @@ mod exports {
     /// Makes room for `length` bytes that the host writes and then passes to one of the other exports.
     #[unsafe(no_mangle)]
     extern "C" fn allocate(length: usize) -> *mut u8 {
-        Box::into_raw(vec![0; length].into_boxed_slice()).cast()
+        Box::into_raw(vec![0_u8; length].into_boxed_slice()).cast()
     }
 
     /// Makes the VM. Runs once, perhaps long before the rest: a snapshot is taken after it.
     #[unsafe(no_mangle)]
     extern "C" fn init() {
+        // A panic is a trap of this instance. Its message goes to the log; there is no standard error.
+        std::panic::set_hook(Box::new(|panic| host::log(Level::Error, panic.to_string().as_bytes())));
         VM.set(Some(Vm::new().expect("the VM is made of fixed parts, without a memory limit")));
     }
 

@@ -1,6 +1,7 @@
 //! What a script may see: Luau's own libraries without the parts that reach around the sandbox, the
 //! functions of the prelude, and nothing that can be changed. `globals.txt` is the whole list.
 
+use mlua::state::{GcIncParams, GcMode};
 use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
 
 use crate::failure::{self, ErrorMetatable};
@@ -15,11 +16,17 @@ use neoc_abi::OperationError;
 /// | `loadstring` | text is compiled once, under the load's own limits |
 /// | `getfenv`, `setfenv` | they reach the environment of any function on the stack, and slow down all code |
 /// | `newproxy` | userdata whose metatable a script could change |
+/// | `integer` | Luau is still working on it |
 /// | `collectgarbage`, `gcinfo` | they show what others allocate, and cost time out of proportion |
-const REMOVED_GLOBALS: &[&str] = &["collectgarbage", "gcinfo", "getfenv", "loadstring", "newproxy", "setfenv"];
+const REMOVED_GLOBALS: &[&str] = &["collectgarbage", "gcinfo", "getfenv", "integer", "loadstring", "newproxy", "setfenv"];
 
 /// The functions of `debug` that stay.
 const KEPT_DEBUG: &[&str] = &["info", "traceback"];
+
+/// How much of the heap one step of the collector covers, in KiB. Luau's own 1 KiB keeps pauses short,
+/// but lets a script that makes long strings fill its memory with garbage before a cycle ends. Pauses
+/// do not matter here: a step is part of the script's time slice.
+const GC_STEP_KIBIBYTES: i32 = 1024;
 
 /// Makes a VM with everything in place that a script may see, and gives it with the prelude's table.
 ///
@@ -31,6 +38,7 @@ pub fn new_vm() -> mlua::Result<(Lua, Table)> {
     let modules = stdlib::install(&lua, &prelude)?;
     prelude.get::<Function>("set_modules")?.call::<()>(modules)?;
     close(&lua)?;
+    lua.gc_set_mode(GcMode::Incremental(GcIncParams::default().step_size(GC_STEP_KIBIBYTES)));
     Ok((lua, prelude))
 }
 

@@ -46,6 +46,8 @@ struct Tasks {
     alive: BTreeMap<u32, Vec<oneshot::Sender<()>>>,
     /// Which task waits for which. A task waits for one at a time, so a cycle is a walk away.
     awaiting: BTreeMap<u32, u32>,
+    /// Those that let all others run first, in order.
+    yielded: Vec<oneshot::Sender<()>>,
     /// The first task, when it has returned and waits for the others to end.
     idle: Option<Waker>,
 }
@@ -75,7 +77,19 @@ impl Scheduler {
 
     /// Runs until one task ends, which is true, or all of them wait.
     pub fn run_until_one_ends(&mut self) -> bool {
-        self.pool.try_run_one()
+        loop {
+            if self.pool.try_run_one() {
+                return true;
+            }
+            let yielded = TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.yielded));
+            if yielded.is_empty() {
+                return false;
+            }
+            for waiter in yielded {
+                // The task may be gone.
+                let _ = waiter.send(());
+            }
+        }
     }
 }
 
@@ -148,18 +162,11 @@ pub async fn all_ended() {
     .await;
 }
 
-/// Lets other tasks run.
+/// Lets all tasks run that can.
 pub async fn yield_once() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if yielded {
-            return Poll::Ready(());
-        }
-        yielded = true;
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+    let (sender, receiver) = oneshot::channel();
+    TASKS.with_borrow_mut(|tasks| tasks.yielded.push(sender));
+    let _ = receiver.await;
 }
 
 /// Polls the first task's thread as such.

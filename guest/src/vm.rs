@@ -68,7 +68,8 @@ impl Vm {
 
     fn load_bundle(&self, bundle: Bundle) -> Result<Entry, ScriptError> {
         let Bundle { entry: module, mode, heap_bytes } = bundle;
-        let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX);
+        // 0 would be no limit at all.
+        let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         let top_level = self.compile(&module)?;
         match mode {
@@ -89,7 +90,12 @@ impl Vm {
             return Err(failure::from_message(format!("{name}: not a source text")));
         }
         let chunk = self.lua.load(source.as_slice()).set_name(format!("={name}")).set_mode(ChunkMode::Text);
-        chunk.into_function().map_err(|error| failure::from_message(failure::describe_error(&error)))
+        chunk.into_function().map_err(|error| {
+            let message = failure::describe_error(&error);
+            // Luau's compiler allocates beside the script's heap, by C++'s operator new.
+            let message = if message == "std::bad_alloc" { format!("{name}: not enough memory to compile it") } else { message };
+            failure::from_message(message)
+        })
     }
 
     /// Runs the top level, which returns the handler. Effects are refused meanwhile.

@@ -61,7 +61,7 @@ fn a_waiting_coroutine_is_normal_to_other_tasks() {
          print(coroutine.status(co), coroutine.resume(co))
          print(pcall(coroutine.close, co))
          print(task.await(owner))",
-        "normal\tfalse\tcannot resume normal coroutine;false\tmain.luau:4: cannot close normal coroutine;true\tmine",
+        "normal\tfalse\tcannot resume normal coroutine;false\tcannot close normal coroutine;true\tmine",
     );
 }
 

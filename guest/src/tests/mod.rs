@@ -8,7 +8,7 @@ mod requests;
 mod sandboxing;
 mod tasks;
 
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, Request, ScriptError, Start};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, Operation, Outcome, Reply, http, time, wire};
 
@@ -124,8 +124,4 @@ fn check(source: &str, expected: &str) {
     guest.answer_all();
     assert_eq!(guest.finish(), Some(Finish::Done), "{source}");
     assert_eq!(guest.printed(), expected, "{source}");
-}
-
-fn request() -> Request {
-    Request { method: "GET".into(), path: "/a".into(), query: vec![], headers: vec![], body: vec![] }
 }

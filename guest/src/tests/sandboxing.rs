@@ -1,1 +1,117 @@
-//! x
+//! What a script can see and cannot change.
+
+use super::{Guest, check};
+use crate::stdlib::{Body, MODULES};
+
+/// Lists all globals and all that modules hold, one dotted name a line, tables as their members.
+const WALK: &str = "
+    local names = {}
+    local function walk(prefix, value)
+        if type(value) == 'table' and value ~= _G then
+            for key, member in value do walk(prefix .. '.' .. tostring(key), member) end
+        else
+            table.insert(names, prefix)
+        end
+    end
+    for name, value in _G do walk(name, value) end
+    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:task', 'vnd:hyper' } do walk(name, require(name)) end
+    table.sort(names)
+    for _, name in names do print(name) end";
+
+#[test]
+fn a_script_sees_exactly_what_is_listed() {
+    let seen = Guest::run(WALK).printed().replace(';', "\n") + "\n";
+    let listed = include_str!("../../globals.txt");
+    assert_eq!(seen, listed, "globals.txt must be:\n{seen}");
+}
+
+#[test]
+fn nothing_a_script_can_reach_can_be_changed() {
+    let changes = [
+        "string.format = nil",
+        "table.insert = print",
+        "_G.print = nil",
+        "rawset(string, 'rep', nil)",
+        "coroutine.resume = nil",
+        "require('std:kv').get = nil",
+        "getmetatable('').__index = print",
+        "getmetatable('').__add = print",
+        "setmetatable(_G, {})",
+        "rawset(require('std:json').array({}), 1, 1) getmetatable(require('std:json').array({})).x = 1",
+        "getmetatable(require('std:json').null).x = 1",
+        "local mt = getmetatable(vector.zero) mt.__index = print",
+        "table.clear(math)",
+    ];
+    for change in changes {
+        let mut guest = Guest::run(&format!("print(pcall(function() {change} end))"));
+        assert!(guest.printed().starts_with("false\t"), "{change}");
+    }
+}
+
+#[test]
+fn a_scripts_own_globals_are_its_own() {
+    check("x = 1 print(x, _G.x, rawget(_G, 'x')) print = 5 _G.print(print)", "1\tnil\tnil;5");
+}
+
+#[test]
+fn functions_on_the_stack_are_not_given_out() {
+    check(
+        "print(pcall(debug.info, 1, 'f'))
+         print(pcall(debug.info, print, 'sf'))
+         local function f() return debug.info(1, 'nl') end
+         print(f())
+         print(debug.info(f, 'n'), debug.info(coroutine.running(), 0, 's') ~= nil)",
+        "false\tdebug.info: the option 'f' is not available;false\tdebug.info: the option 'f' is not available;\
+         f\t3;f\ttrue",
+    );
+}
+
+#[test]
+fn require_knows_its_modules_and_gives_the_same_table_each_time() {
+    let list = "std:fs, std:json, std:kv, std:log, std:task, vnd:hyper";
+    check(
+        "print(require('std:kv') == require('std:kv'), table.isfrozen(require('std:kv')))
+         print(pcall(require, './x'))
+         print(pcall(require, 5))",
+        &format!(
+            "true\ttrue;false\tinvalid: require: no module \"./x\"; there are {list};\
+             false\tinvalid: require: a module's name must be a string, got number; there are {list}"
+        ),
+    );
+}
+
+#[test]
+fn the_registry_knows_which_functions_yield() {
+    let mut yielding = Vec::new();
+    for module in MODULES {
+        for function in module.functions {
+            if matches!(function.body, Body::Yields(_)) {
+                yielding.push(format!("{}.{}", module.name, function.name.trim_start_matches('_')));
+            }
+        }
+    }
+    let expected = "std:task.await std:task.wait vnd:hyper.get vnd:hyper.post vnd:hyper.request vnd:hyper.get_all \
+                    std:fs.read std:fs.write std:fs.list std:fs.remove std:kv.get std:kv.set std:kv.delete";
+    assert_eq!(yielding.join(" "), expected);
+}
+
+#[test]
+fn hostile_scripts_get_errors() {
+    let cases = [
+        "pcall(table.move, { 1 }, 1, 8000, 1, {})",
+        "assert(not pcall(string.rep, 'x', 2^30))",
+        "assert(not pcall(buffer.create, 2^30))",
+        "assert(not pcall(buffer.create, -1))",
+        "pcall(table.unpack, table.create(5e5, 0))",
+        "assert(not pcall(utf8.char, 2^31))",
+        "local t = {} t.t = t assert(not pcall(require('vnd:hyper').request, t))",
+        "assert(not pcall(require('vnd:hyper').request, { url = t, [0/0 == 0 and 1 or 2] = 1 }))",
+        "print(table.unpack(table.create(5000, 'xxxxxxxxxx')))",
+        "print(setmetatable({}, { __tostring = function() return string.rep('x', 1e6) end }))",
+        "assert(not pcall(print, setmetatable({}, { __tostring = function() return 1 end })))",
+    ];
+    for case in cases {
+        let mut guest = Guest::run(case);
+        assert_eq!(guest.finish(), Some(neoc_abi::event::Finish::Done), "{case}");
+    }
+}

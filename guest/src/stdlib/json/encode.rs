@@ -69,7 +69,7 @@ impl Encoder<'_> {
         }
         let text = if number.fract() == 0.0 && number.abs() < MAX_PLAIN_INTEGER {
             // Adding 0 makes -0 a 0.
-            format!("{:.0}", number + 0.0)
+            (number + 0.0).to_string()
         } else {
             // The shortest text that reads as the same double.
             format!("{number:?}")
