@@ -108,9 +108,10 @@ unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
   fail "cargo could not build the guest; see its message above"
 
 built=$out/target/wasm32-wasip1/release/neoc_guest.wasm
-if ! cmp --silent "$built" "$out/neoc_guest.wasm"; then
-  cp "$built" "$out/neoc_guest.wasm.new"
-  chmod a-x "$out/neoc_guest.wasm.new"
+python3 strip_debug.py "$built" "$out/neoc_guest.wasm.new" || fail "cannot strip $built"
+if cmp --silent "$out/neoc_guest.wasm.new" "$out/neoc_guest.wasm"; then
+  rm "$out/neoc_guest.wasm.new" # So that the host is not built anew for nothing.
+else
   mv "$out/neoc_guest.wasm.new" "$out/neoc_guest.wasm"
 fi
 echo "guest: $(wc -c <"$out/neoc_guest.wasm") bytes in guest/build/neoc_guest.wasm" >&2

@@ -1,14 +1,35 @@
-// C++'s allocation, with the exception that zig's libc++, built without exceptions, turns into an abort.
+// C++'s allocation, which Luau's compiler uses: from the one heap that Rust and Luau have, too, so that
+// what compiling has left behind is free for the script.
 //
-// Luau's compiler allocates with it. When the memory of a tenant is too small for its source text, the
-// exception ends in Luau's own error handling, and loading fails with an error instead of a trap.
+// When there is no memory it throws. zig's libc++, built without exceptions, aborts: a trap, where Luau's
+// own error handling can turn the exception into an error of loading.
 
-#include <cstdlib>
+#include <cstddef>
 #include <new>
+
+// In src/allocator.rs.
+extern "C" void* neoc_allocate(std::size_t size) noexcept;
+extern "C" void neoc_free(void* memory) noexcept;
 
 void* operator new(std::size_t size)
 {
-    if (void* memory = std::malloc(size ? size : 1))
+    if (void* memory = neoc_allocate(size))
         return memory;
     throw std::bad_alloc();
+}
+
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept
+{
+    return neoc_allocate(size);
+}
+
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept
+{
+    return neoc_allocate(size);
+}
+
+// The forms that are not here call these ones.
+void operator delete(void* memory) noexcept
+{
+    neoc_free(memory);
 }

@@ -55,8 +55,9 @@ impl MemoryState {
         self.collect_above = (self.memory_limit / 8 * 7).max(self.used_memory + free / 2);
     }
 
+    // An interrupt that somebody else has set goes first; the next allocation asks again.
     unsafe fn ask_for_collection(&mut self) {
-        if !self.callbacks.is_null() {
+        if !self.callbacks.is_null() && (*self.callbacks).interrupt.is_none() {
             (*self.callbacks).interrupt = Some(collect);
         }
     }
@@ -65,7 +66,10 @@ impl MemoryState {
 unsafe extern "C-unwind" fn collect(state: *mut ffi::lua_State, gc: std::os::raw::c_int) {
     // From within the collector Luau calls with its phase, which is no safe point.
     if gc < 0 {
-        (*ffi::lua_callbacks(state)).interrupt = None;
+        let interrupt = &mut (*ffi::lua_callbacks(state)).interrupt;
+        if interrupt.is_some_and(|interrupt| ptr::fn_addr_eq(interrupt, collect as unsafe extern "C-unwind" fn(_, _))) {
+            *interrupt = None;
+        }
         ffi::lua_gc(state, ffi::LUA_GCCOLLECT, 0);
         (*MemoryState::get(state)).aim();
     }

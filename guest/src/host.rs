@@ -23,6 +23,12 @@ pub fn cancel(id: u32) {
     imports::cancel(id);
 }
 
+/// Gives the thread back until the host lets this VM go on. The VM ends here if its time is used up.
+pub fn pause() {
+    #[cfg(target_arch = "wasm32")]
+    imports::pause();
+}
+
 /// Ends a load or a start.
 pub fn finish(finish: &Finish) {
     imports::finish(&wire::encode(finish).expect("the contract's types always have a postcard form"));
@@ -46,12 +52,13 @@ mod imports {
             pub fn submit(id: u32, pointer: *const u8, length: usize) -> i32;
             pub fn receive(pointer: *mut u8);
             pub safe fn cancel(id: u32);
+            pub safe fn pause();
             pub fn finish(pointer: *const u8, length: usize);
             pub fn log(pointer: *const u8, length: usize);
         }
     }
 
-    pub use raw::cancel;
+    pub use raw::{cancel, pause};
 
     pub fn submit(id: u32, operation: &[u8]) -> Option<Vec<u8>> {
         // SAFETY: the host reads exactly this slice, before it returns.
@@ -79,6 +86,9 @@ pub mod double {
 
     use std::cell::RefCell;
 
+    /// Gives the bytes of an outcome for the bytes of an operation, or leaves it pending.
+    pub type Answer = fn(&[u8]) -> Option<Vec<u8>>;
+
     /// What the guest has said, as bytes, in order.
     #[derive(Default)]
     pub struct Said {
@@ -91,7 +101,7 @@ pub mod double {
         /// By `log`.
         pub logged: Vec<Vec<u8>>,
         /// When set by a test, answers an operation at once.
-        pub answer_at_once: Option<fn(&[u8]) -> Option<Vec<u8>>>,
+        pub answer_at_once: Option<Answer>,
     }
 
     thread_local! {

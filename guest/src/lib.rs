@@ -9,6 +9,7 @@
 //! | module | responsible for |
 //! |---|---|
 //! | [`host`] | the imports, and nothing else that leaves the guest |
+//! | [`interrupt`] | how the host takes the thread back |
 //! | [`operation`] | operations on their way: submit, wait, cancel, at most so many at once |
 //! | [`scheduler`] | tasks: who runs, who waits for whom, when all have ended |
 //! | [`failure`] | errors: as a script catches them, and as the log shows them |
@@ -16,9 +17,14 @@
 //! | [`sandbox`] | what a script may see |
 //! | [`request`] | a request as a table, and the handler's answer |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
+//! | [`memory`], `allocator` | the heap, and what to do when it is full |
 
+#[cfg(target_arch = "wasm32")]
+mod allocator;
 mod failure;
 mod host;
+mod interrupt;
+mod memory;
 mod operation;
 mod request;
 mod sandbox;
@@ -28,13 +34,6 @@ mod stdlib;
 mod tests;
 mod vm;
 
-/// Luau's heap and ours. The allocator of zig's libc rounds each block up to a power of two and never
-/// joins freed ones, so that a script would get half of the memory that its policy promises.
-#[cfg(target_arch = "wasm32")]
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
-#[cfg(target_arch = "wasm32")]
 mod exports {
     //! What the host calls. A buffer passed in was made by `allocate`, and the callee consumes it.
 
@@ -66,6 +65,29 @@ mod exports {
     #[unsafe(no_mangle)]
     extern "C" fn allocate(length: usize) -> *mut u8 {
         Box::into_raw(vec![0_u8; length].into_boxed_slice()).cast()
+    }
+
+    /// Where the stack ends: it lies first in memory, and what is in it between two calls means nothing.
+    #[unsafe(no_mangle)]
+    extern "C" fn stack_end() -> *const u8 {
+        unsafe extern "C" {
+            /// The linker's name for the first byte behind the stack.
+            static __global_base: u8;
+        }
+        &raw const __global_base
+    }
+
+    /// Where the host writes the next function's result to have it called at the script's next loop or
+    /// call. 0 before `init`.
+    #[unsafe(no_mangle)]
+    extern "C" fn interrupt_offset() -> *const () {
+        VM.with_borrow(|vm| vm.as_ref().map_or(std::ptr::null(), Vm::interrupt_place))
+    }
+
+    /// The function that pauses the VM.
+    #[unsafe(no_mangle)]
+    extern "C" fn interrupt_function() -> usize {
+        crate::interrupt::function() as usize
     }
 
     /// Makes the VM. Runs once, perhaps long before the rest: a snapshot is taken after it.

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeMap;
 
-use mlua::{Lua, Table, Value};
+use mlua::{Lua, LuaString, Table, Value};
 use neoc_abi::event::{Request, Response};
 
 use crate::stdlib::arguments::type_name;
 use crate::stdlib::headers;
+use crate::{failure, memory};
 
 /// Makes the table.
 ///
@@ -30,14 +31,14 @@ pub fn request_table(lua: &Lua, request: Request) -> mlua::Result<Table> {
 ///
 /// # Errors
 /// A sentence that says what is wrong with it.
-pub fn response(value: &Value) -> Result<Response, String> {
+pub fn response(lua: &Lua, value: &Value) -> Result<Response, String> {
     match value {
         Value::String(text) => Ok(Response {
             status: 200,
             headers: vec![("content-type".to_owned(), b"text/plain; charset=utf-8".to_vec())],
-            body: text.as_bytes().to_vec(),
+            body: copy(lua, text)?,
         }),
-        Value::Table(table) => from_table(table),
+        Value::Table(table) => from_table(lua, table),
         other => Err(format!(
             "the handler must return a string or a table with status, headers and body, got {}",
             type_name(other)
@@ -45,7 +46,11 @@ pub fn response(value: &Value) -> Result<Response, String> {
     }
 }
 
-fn from_table(table: &Table) -> Result<Response, String> {
+fn copy(lua: &Lua, body: &LuaString) -> Result<Vec<u8>, String> {
+    memory::copy(lua, body).map_err(|error| failure::describe_error(&error))
+}
+
+fn from_table(lua: &Lua, table: &Table) -> Result<Response, String> {
     let mut response = Response { status: 200, headers: Vec::new(), body: Vec::new() };
     for pair in table.pairs::<Value, Value>() {
         let (key, value) = pair.map_err(|error| error.to_string())?;
@@ -55,15 +60,20 @@ fn from_table(table: &Table) -> Result<Response, String> {
         match (&*key.as_bytes(), &value) {
             (b"status", value) => response.status = status(value)?,
             (b"headers", value) => {
-                response.headers = headers::from_value(value).map_err(|rule| format!("the handler's answer: {rule}"))?;
+                response.headers =
+                    headers::from_value(value).map_err(|rule| format!("the handler's answer: {rule}"))?;
             }
-            (b"body", Value::String(body)) => response.body = body.as_bytes().to_vec(),
-            (b"body", value) => return Err(format!("the handler's answer: body must be a string, got {}", type_name(value))),
+            (b"body", Value::String(body)) => response.body = copy(lua, body)?,
+            (b"body", value) => {
+                return Err(format!("the handler's answer: body must be a string, got {}", type_name(value)));
+            }
             // A response of vnd:hyper can be handed on as it is.
             (b"ok", _) => {}
             (other, _) => {
                 let other = String::from_utf8_lossy(other);
-                return Err(format!("the handler's answer has no field {other:.100}; there are status, headers and body"));
+                return Err(format!(
+                    "the handler's answer has no field {other:.100}; there are status, headers and body"
+                ));
             }
         }
     }

@@ -2,6 +2,8 @@
 //! functions of the prelude, and nothing that can be changed. `globals.txt` is the whole list.
 
 use mlua::state::{GcIncParams, GcMode};
+use std::time::Instant;
+
 use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
 
 use crate::failure::{self, ErrorMetatable};
@@ -18,7 +20,8 @@ use neoc_abi::OperationError;
 /// | `newproxy` | userdata whose metatable a script could change |
 /// | `integer` | Luau is still working on it |
 /// | `collectgarbage`, `gcinfo` | they show what others allocate, and cost time out of proportion |
-const REMOVED_GLOBALS: &[&str] = &["collectgarbage", "gcinfo", "getfenv", "integer", "loadstring", "newproxy", "setfenv"];
+const REMOVED_GLOBALS: &[&str] =
+    &["collectgarbage", "gcinfo", "getfenv", "integer", "loadstring", "newproxy", "setfenv"];
 
 /// The functions of `debug` that stay.
 const KEPT_DEBUG: &[&str] = &["info", "traceback"];
@@ -60,9 +63,22 @@ fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
     Ok(prelude)
 }
 
+/// When the work of this VM began.
+struct Origin(Instant);
+
+/// Sets `os.clock` to 0. Luau's own would count from when a snapshot was taken, on another machine perhaps.
+pub fn restart_clock(lua: &Lua) {
+    lua.set_app_data(Origin(Instant::now()));
+}
+
+fn clock(lua: &Lua, (): ()) -> mlua::Result<f64> {
+    Ok(lua.app_data_ref::<Origin>().map_or(0.0, |origin| origin.0.elapsed().as_secs_f64()))
+}
+
 /// Removes what a script must not have, and freezes the rest.
 fn close(lua: &Lua) -> mlua::Result<()> {
     let globals = lua.globals();
+    globals.get::<Table>("os")?.raw_set("clock", lua.create_function(clock)?)?;
     for name in REMOVED_GLOBALS {
         globals.raw_remove(*name)?;
     }

@@ -10,7 +10,7 @@ use neoc_abi::log::Level;
 use neoc_abi::{Completion, wire};
 
 use crate::scheduler::{self, Scheduler};
-use crate::{failure, host, operation, request, sandbox};
+use crate::{failure, host, interrupt, operation, request, sandbox};
 
 /// Longest source text, in bytes. Compiling costs far more memory than the text has.
 const MAX_SOURCE_BYTES: usize = 512 * 1024;
@@ -26,6 +26,8 @@ pub struct Vm {
     scheduler: Option<Scheduler>,
     /// Where the first task leaves its end.
     finish: Rc<RefCell<Option<Finish>>>,
+    /// See [`interrupt`].
+    interrupt: *const (),
 }
 
 /// What a start begins with.
@@ -46,17 +48,24 @@ impl Vm {
     pub fn new() -> mlua::Result<Self> {
         let (lua, prelude) = sandbox::new_vm()?;
         lua.gc_collect()?;
-        Ok(Self { lua, prelude, entry: Entry::Absent, scheduler: None, finish: Rc::default() })
+        let interrupt = interrupt::place(&lua)?;
+        Ok(Self { lua, prelude, entry: Entry::Absent, scheduler: None, finish: Rc::default(), interrupt })
+    }
+
+    /// Where Luau's interrupt is.
+    pub fn interrupt_place(&self) -> *const () {
+        self.interrupt
     }
 
     /// Compiles a bundle's entry and keeps its handler or its top level. Finishes at once.
+    ///
+    /// The host keeps the pages that this changes. No collection runs here: it would mark each object
+    /// of the heap, and so change nearly every page of it, for the sake of a little garbage.
     pub fn load(&mut self, bytes: &[u8]) {
         let loaded = match wire::decode(bytes) {
             Ok(bundle) => self.load_bundle(bundle),
             Err(_) => Err(failure::from_message("the bundle cannot be read")),
         };
-        // A snapshot is taken next: what compiling has left behind must not be in it.
-        let _ = self.lua.gc_collect();
         host::finish(&match loaded {
             Ok(entry) => {
                 self.entry = entry;
@@ -71,6 +80,7 @@ impl Vm {
         // 0 would be no limit at all.
         let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
+        sandbox::restart_clock(&self.lua);
         let top_level = self.compile(&module)?;
         match mode {
             Mode::Check => Ok(Entry::Absent),
@@ -93,7 +103,8 @@ impl Vm {
         chunk.into_function().map_err(|error| {
             let message = failure::describe_error(&error);
             // Luau's compiler allocates beside the script's heap, by C++'s operator new.
-            let message = if message == "std::bad_alloc" { format!("{name}: not enough memory to compile it") } else { message };
+            let message =
+                if message == "std::bad_alloc" { format!("{name}: not enough memory to compile it") } else { message };
             failure::from_message(message)
         })
     }
@@ -143,7 +154,8 @@ impl Vm {
         let is_request = matches!(event, Event::Request(_));
         let (function, arguments) = match (event, &self.entry) {
             (Event::Request(request), Entry::Handler(handler)) => {
-                let table = request::request_table(&self.lua, request).map_err(|error| failure::describe_error(&error))?;
+                let table =
+                    request::request_table(&self.lua, request).map_err(|error| failure::describe_error(&error))?;
                 (handler.clone(), MultiValue::from_iter([Value::Table(table)]))
             }
             (Event::Run(arguments), Entry::Script(script)) => {
@@ -153,11 +165,15 @@ impl Vm {
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
             (Event::Run(_), _) => return Err("no script is loaded".to_owned()),
         };
-        self.seed(random_seed).and_then(|()| self.begin(function, arguments, is_request)).map_err(|error| failure::describe_error(&error))
+        self.thaw(random_seed)
+            .and_then(|()| self.begin(function, arguments, is_request))
+            .map_err(|error| failure::describe_error(&error))
     }
 
-    /// A snapshot froze the seed that Luau began with. `math.randomseed` takes 32 bits.
-    fn seed(&self, seed: u64) -> mlua::Result<()> {
+    /// Thaws what a snapshot froze: the clock's origin, and the seed that Luau began with.
+    fn thaw(&self, seed: u64) -> mlua::Result<()> {
+        sandbox::restart_clock(&self.lua);
+        // `math.randomseed` takes 32 bits.
         let math: Table = self.lua.globals().get("math")?;
         math.raw_get::<Function>("randomseed")?.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
@@ -174,7 +190,7 @@ impl Vm {
         let scheduler = Scheduler::new();
         scheduler.add_first(async move {
             let end = match scheduler::run_first(thread).await {
-                Ok((true, value)) => success(&value, is_request),
+                Ok((true, value)) => success(&lua, &value, is_request),
                 Ok((false, failure)) => Err(failure::script_error(&lua, &failure)),
                 Err(error) => Err(failure::from_message(failure::describe_error(&error))),
             };
@@ -232,9 +248,9 @@ impl Vm {
     }
 }
 
-fn success(value: &Value, is_request: bool) -> Result<Finish, ScriptError> {
+fn success(lua: &Lua, value: &Value, is_request: bool) -> Result<Finish, ScriptError> {
     if !is_request {
         return Ok(Finish::Done);
     }
-    request::response(value).map(Finish::Response).map_err(failure::from_message)
+    request::response(lua, value).map(Finish::Response).map_err(failure::from_message)
 }

@@ -71,6 +71,7 @@ impl Tenant {
             LoadError::Script(error) => ScriptProblem::Broken { key, error },
             LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
         })?;
+        tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
         let requests = RateLimiter::new(policy.limits.requests);
         Ok(Self { name, image: Arc::new(image), requests, log_quota, policy })
     }

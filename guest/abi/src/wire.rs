@@ -10,7 +10,9 @@ pub type Error = postcard::Error;
 /// # Errors
 /// When the value has no postcard form, which none of this crate's types does.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
-    postcard::to_stdvec(value)
+    // Of the right size at once: the guest has no memory for a buffer that grows by doubling.
+    let length = postcard::experimental::serialized_size(value)?;
+    postcard::to_extend(value, Vec::with_capacity(length))
 }
 
 /// Reads a value.

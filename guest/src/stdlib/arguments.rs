@@ -4,11 +4,19 @@
 
 use std::rc::Rc;
 
-use mlua::{Table, Value};
+use mlua::{Lua, Table, Value};
 use neoc_abi::OperationError;
+
+use crate::failure::Failure;
+use crate::memory;
+
+/// Longest text, such as a URL or a path, in bytes. Contents have no limit here.
+const MAX_TEXT_BYTES: usize = 64 * 1024;
 
 /// The arguments of one call. No function takes more than three.
 pub struct Arguments {
+    /// The VM that calls.
+    pub lua: Lua,
     /// The function's name in messages, such as `kv.get`.
     pub api: Rc<str>,
     /// The values; absent ones are nil.
@@ -19,18 +27,19 @@ impl Arguments {
     /// A string argument: any bytes.
     ///
     /// # Errors
-    /// [`neoc_abi::ErrorKind::Invalid`] for any other type, like all functions here.
-    pub fn bytes(&self, index: usize, name: &str) -> Result<Vec<u8>, OperationError> {
+    /// [`neoc_abi::ErrorKind::Invalid`] for any other type, like all functions here, and Luau's own error
+    /// when there is no memory for the copy.
+    pub fn bytes(&self, index: usize, name: &str) -> Result<Vec<u8>, Failure> {
         match &self.values[index] {
-            Value::String(text) => Ok(text.as_bytes().to_vec()),
-            other => Err(self.mismatch(name, "a string", other)),
+            Value::String(text) => Ok(memory::copy(&self.lua, text)?),
+            other => Err(self.mismatch(name, "a string", other).into()),
         }
     }
 
     /// A string argument that is text.
     ///
     /// # Errors
-    /// When the string is not UTF-8.
+    /// When the string is not UTF-8 or longer than 64 KiB.
     pub fn text(&self, index: usize, name: &str) -> Result<String, OperationError> {
         text(&self.api, name, &self.values[index])
     }
@@ -67,11 +76,15 @@ impl Arguments {
 /// A string that must be text.
 ///
 /// # Errors
-/// When it is not a string, or not UTF-8.
+/// When it is not a string, not UTF-8, or longer than 64 KiB.
 pub fn text(api: &str, name: &str, value: &Value) -> Result<String, OperationError> {
     match value {
         Value::String(text) => match text.to_str() {
-            Ok(text) => Ok(text.to_owned()),
+            Ok(text) if text.len() <= MAX_TEXT_BYTES => Ok(text.to_owned()),
+            Ok(text) => {
+                let message = format!("{api}: {name} must have at most {MAX_TEXT_BYTES} bytes, got {}", text.len());
+                Err(OperationError::invalid(message))
+            }
             Err(_) => Err(OperationError::invalid(format!("{api}: {name} must be UTF-8"))),
         },
         other => Err(mismatch(api, name, "a string", other)),

@@ -6,6 +6,9 @@ use mlua::{Lua, Table, Value};
 
 use super::arguments::type_name;
 
+/// Most bytes of all names and values that a script may give.
+const MAX_BYTES: usize = 64 * 1024;
+
 /// A script's table of headers: lower-case names; repeated ones joined by a comma and a space.
 ///
 /// # Errors
@@ -39,38 +42,43 @@ pub fn from_value(value: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
     let Value::Table(table) = value else {
         return Err(format!("headers must be a table, got {}", type_name(value)));
     };
-    let mut headers = Vec::new();
+    let (mut headers, mut room) = (Vec::new(), MAX_BYTES);
     for pair in table.pairs::<Value, Value>() {
         let (name, value) = pair.map_err(|error| error.to_string())?;
         let Value::String(name) = &name else {
             return Err(format!("headers must have string keys, got a {}", type_name(&name)));
         };
-        let Ok(name) = name.to_str().map(|name| name.to_owned()) else {
-            return Err("headers must have UTF-8 names".to_owned());
-        };
-        push(&mut headers, name, &value)?;
+        let Ok(name) = name.to_str() else { return Err("headers must have UTF-8 names".to_owned()) };
+        push(&mut headers, &mut room, &name, &value)?;
     }
     // A table has no order of its own. The sort is stable, so an array keeps its order.
     headers.sort_by(|(left, _), (right, _)| left.cmp(right));
     Ok(headers)
 }
 
-fn push(headers: &mut Vec<(String, Vec<u8>)>, name: String, value: &Value) -> Result<(), String> {
+fn push(headers: &mut Vec<(String, Vec<u8>)>, room: &mut usize, name: &str, value: &Value) -> Result<(), String> {
     let wrong = |value: &Value| {
         Err(format!("header {name:.100} must be a string, a number or an array of strings, got {}", type_name(value)))
     };
+    let mut add = |value: &[u8]| {
+        // Before the copy is made. The empty ones cost something, too.
+        let taken = name.len().saturating_add(value.len()).saturating_add(1);
+        *room = room.checked_sub(taken).ok_or_else(|| format!("headers must have at most {MAX_BYTES} bytes"))?;
+        headers.push((name.to_owned(), value.to_vec()));
+        Ok::<_, String>(())
+    };
     match value {
-        Value::String(text) => headers.push((name, text.as_bytes().to_vec())),
-        Value::Integer(number) => headers.push((name, number.to_string().into_bytes())),
-        Value::Number(number) => headers.push((name, number.to_string().into_bytes())),
+        Value::String(text) => add(&text.as_bytes()),
+        Value::Integer(number) => add(number.to_string().as_bytes()),
+        Value::Number(number) => add(number.to_string().as_bytes()),
         Value::Table(values) => {
             for value in values.sequence_values::<Value>() {
                 let value = value.map_err(|error| error.to_string())?;
                 let Value::String(text) = &value else { return wrong(&value) };
-                headers.push((name.clone(), text.as_bytes().to_vec()));
+                add(&text.as_bytes())?;
             }
+            Ok(())
         }
-        other => return wrong(other),
+        other => wrong(other),
     }
-    Ok(())
 }

@@ -10,13 +10,16 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyR
 use super::arguments::{self, Arguments, mismatch};
 use super::{Answer, Body, Function, Module, headers};
 use crate::failure::Failure;
-use crate::operation;
+use crate::{memory, operation};
 
 /// How many requests of one `get_all` are on their way at once.
 const FAN_OUT: usize = 16;
 
 /// Most requests of one `get_all`.
 const MAX_BATCH: usize = 1000;
+
+/// What a request without its body may take, in bytes: the limits of headers and URLs.
+const REQUEST_BYTES: usize = 128 * 1024;
 
 /// The module.
 pub const MODULE: Module = Module {
@@ -47,7 +50,8 @@ async fn post(lua: Lua, arguments: Arguments) -> Answer {
 }
 
 async fn request(lua: Lua, arguments: Arguments) -> Answer {
-    let request = from_table(&arguments.api, &arguments.table(0, "request")?, empty("GET", String::new()))?;
+    let table = arguments.table(0, "request")?;
+    let request = from_table(&arguments, &arguments.api, &table, empty("GET", String::new()))?;
     perform(&lua, &arguments, request).await
 }
 
@@ -73,22 +77,27 @@ async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
 }
 
 /// Reads the whole list before the first request leaves.
-fn batch(arguments: &Arguments) -> Result<Vec<Request>, OperationError> {
+fn batch(arguments: &Arguments) -> Result<Vec<Request>, Failure> {
     let api = &arguments.api;
     let list = arguments.table(0, "requests")?;
     if list.raw_len() > MAX_BATCH {
-        return Err(OperationError::invalid(format!("{api}: at most {MAX_BATCH} requests at once, got {}", list.raw_len())));
+        return Err(OperationError::invalid(format!(
+            "{api}: at most {MAX_BATCH} requests at once, got {}",
+            list.raw_len()
+        ))
+        .into());
     }
     let mut defaults = empty("GET", String::new());
     apply_options(&mut defaults, arguments, 1)?;
     let mut requests = Vec::with_capacity(list.raw_len());
     for index in 1..=list.raw_len() {
         let name = format!("requests[{index}]");
-        requests.push(match list.raw_get(index) {
-            Ok(Value::Table(table)) => from_table(&format!("{api}: {name}"), &table, defaults.clone())?,
-            Ok(value @ Value::String(_)) => Request { url: arguments::text(api, &name, &value)?, ..defaults.clone() },
-            Ok(value) => return Err(mismatch(api, &name, "a URL or a table", &value)),
-            Err(_) => return Err(OperationError::invalid(format!("{api}: {name} cannot be read"))),
+        // Each has a copy of the headers, and a URL of its own.
+        memory::reserve(&arguments.lua, REQUEST_BYTES)?;
+        requests.push(match list.raw_get(index)? {
+            Value::Table(table) => from_table(arguments, &format!("{api}: {name}"), &table, defaults.clone())?,
+            value @ Value::String(_) => Request { url: arguments::text(api, &name, &value)?, ..defaults.clone() },
+            value => return Err(mismatch(api, &name, "a URL or a table", &value).into()),
         });
     }
     Ok(requests)
@@ -99,9 +108,9 @@ fn empty(method: &str, url: String) -> Request {
 }
 
 /// Reads `{headers =, timeout =}`.
-fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> Result<(), OperationError> {
+fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> Result<(), Failure> {
     let Some(options) = arguments.optional_table(index, "options")? else { return Ok(()) };
-    for_each_field(&arguments.api, &options, |name, value| apply_option(request, &arguments.api, name, value))
+    for_each_field(&arguments.api, &options, |name, value| Ok(apply_option(request, &arguments.api, name, value)?))
 }
 
 fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> Result<bool, OperationError> {
@@ -117,20 +126,20 @@ fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> 
 }
 
 /// Reads `{url =, method =, headers =, body =, timeout =}`.
-fn from_table(api: &str, table: &Table, defaults: Request) -> Result<Request, OperationError> {
+fn from_table(arguments: &Arguments, api: &str, table: &Table, defaults: Request) -> Result<Request, Failure> {
     let mut request = defaults;
     for_each_field(api, table, |name, value| {
         match (name, value) {
             ("url", value) => request.url = arguments::text(api, "url", value)?,
             ("method", value) => request.method = method(api, value)?,
-            ("body", Value::String(body)) => request.body = Some(body.as_bytes().to_vec().into()),
-            ("body", value) => return Err(mismatch(api, "body", "a string", value)),
-            (name, value) => return apply_option(&mut request, api, name, value),
+            ("body", Value::String(body)) => request.body = Some(memory::copy(&arguments.lua, body)?.into()),
+            ("body", value) => return Err(mismatch(api, "body", "a string", value).into()),
+            (name, value) => return Ok(apply_option(&mut request, api, name, value)?),
         }
         Ok(true)
     })?;
     if request.url.is_empty() {
-        return Err(mismatch(api, "url", "a string", &Value::Nil));
+        return Err(mismatch(api, "url", "a string", &Value::Nil).into());
     }
     Ok(request)
 }
@@ -139,13 +148,13 @@ fn from_table(api: &str, table: &Table, defaults: Request) -> Result<Request, Op
 fn for_each_field(
     api: &str,
     table: &Table,
-    mut field: impl FnMut(&str, &Value) -> Result<bool, OperationError>,
-) -> Result<(), OperationError> {
+    mut field: impl FnMut(&str, &Value) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
     for pair in table.pairs::<Value, Value>() {
-        let (key, value) = pair.map_err(|_| OperationError::invalid(format!("{api}: a table cannot be read")))?;
+        let (key, value) = pair?;
         let name = arguments::text(api, "the name of an option", &key)?;
         if !field(&name, &value)? {
-            return Err(OperationError::invalid(format!("{api}: there is no option {name:.100}")));
+            return Err(OperationError::invalid(format!("{api}: there is no option {name:.100}")).into());
         }
     }
     Ok(())
@@ -165,8 +174,7 @@ fn timeout_ms(api: &str, value: &Value) -> Result<u64, OperationError> {
         Value::Number(seconds) => seconds,
         ref other => return Err(mismatch(api, "timeout", "a number of seconds", other)),
     };
-    // NaN is not greater than zero either.
-    if !(seconds > 0.0) {
+    if seconds.is_nan() || seconds <= 0.0 {
         return Err(OperationError::invalid(format!("{api}: timeout must be more than 0 seconds, got {seconds}")));
     }
     // The conversion saturates, and a timeout of a million years is as good as none.

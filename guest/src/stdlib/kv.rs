@@ -49,11 +49,15 @@ async fn delete(arguments: Arguments) -> Answer {
     }
 }
 
-fn key(arguments: &Arguments) -> Result<Vec<u8>, OperationError> {
+fn key(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
     let key = arguments.bytes(0, "key")?;
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         let api = &arguments.api;
-        return Err(OperationError::invalid(format!("{api}: key must have 1 to {MAX_KEY_BYTES} bytes, got {}", key.len())));
+        return Err(OperationError::invalid(format!(
+            "{api}: key must have 1 to {MAX_KEY_BYTES} bytes, got {}",
+            key.len()
+        ))
+        .into());
     }
     Ok(key)
 }
@@ -64,4 +68,3 @@ async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, F
         AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
     }
 }
-

@@ -30,8 +30,8 @@ pub struct Module {
     /// The part of it that is written in Luau: a chunk that is given the prelude and the table of the
     /// functions, and completes that table.
     pub luau: Option<&'static str>,
-    /// Puts more into the table, given the prelude, before the Luau part sees it.
-    pub constants: Option<fn(&Lua, &Table, &Table) -> mlua::Result<()>>,
+    /// Puts more into the table, before the Luau part sees it.
+    pub constants: Option<Constants>,
 }
 
 /// A function of a module.
@@ -49,6 +49,9 @@ pub enum Body {
     /// Yields.
     Yields(fn(Lua, Arguments) -> LocalBoxFuture<'static, Answer>),
 }
+
+/// Puts constants into a module's table, which comes first; the prelude comes second.
+pub type Constants = fn(&Lua, &Table, &Table) -> mlua::Result<()>;
 
 /// What a function gives.
 pub type Answer = Result<Value, Failure>;
@@ -90,10 +93,10 @@ fn wrap(lua: &Lua, prelude: &Table, module: &Module, function: &Function) -> mlu
     let api: std::rc::Rc<str> = api.into();
     let raw = match function.body {
         Body::Local(body) => lua.create_function(move |lua, (a, b, c): (Value, Value, Value)| {
-            answer(lua, body(lua, Arguments { api: api.clone(), values: [a, b, c] }))
+            answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
         })?,
         Body::Yields(body) => lua.create_async_function(move |lua, (a, b, c): (Value, Value, Value)| {
-            let future = body(lua.clone(), Arguments { api: api.clone(), values: [a, b, c] });
+            let future = body(lua.clone(), Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] });
             async move { answer(&lua, future.await) }
         })?,
     };

@@ -46,8 +46,8 @@ async fn wait(arguments: Arguments) -> Answer {
         Value::Nil => 0.0,
         value => number(value).ok_or_else(|| arguments.mismatch("seconds", "a number", value))?,
     };
-    // NaN and negative times are no time: `max` gives the other operand for NaN.
-    let seconds = seconds.max(0.0).min(MAX_WAIT_SECONDS);
+    // NaN and negative times are no time.
+    let seconds = if seconds > 0.0 { seconds.min(MAX_WAIT_SECONDS) } else { 0.0 };
     let mut yielded = false;
     let mut waiting = pin!(operation::perform(&arguments.api, AnyOperation::Time(Operation::Wait { seconds })));
     let reply = poll_fn(|context| {

@@ -59,7 +59,11 @@ fn absent_fields_are_nil() {
 
 #[test]
 fn an_uncaught_error_names_the_line_and_the_frames() {
-    check_failure("local function f()\n  error('no')\nend\nf()", "main.luau:2: no", "main.luau:2 function f\nmain.luau:4");
+    check_failure(
+        "local function f()\n  error('no')\nend\nf()",
+        "main.luau:2: no",
+        "main.luau:2 function f\nmain.luau:4",
+    );
     check_failure("local x = nil\nprint(x.y)", "main.luau:2: attempt to index nil with 'y'", "main.luau:2");
     check_failure("error('bare', 0)", "bare", "main.luau:1");
     check_failure("error()", "main.luau:1: (error object is nil)", "main.luau:1");

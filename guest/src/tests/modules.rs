@@ -185,8 +185,21 @@ fn an_operation_may_be_answered_at_once() {
 #[test]
 fn json_round_trips() {
     let texts = [
-        "null", "true", "0", "-1", "1.5", "1e300", "123456789012345680000", "0.1", r#""""#, r#""\u0000\n\"é😀""#, "[]",
-        "{}", "[[],{}]", r#"{"a":[1,2,null],"b":{"c":false}}"#, "[null]",
+        "null",
+        "true",
+        "0",
+        "-1",
+        "1.5",
+        "1e300",
+        "123456789012345680000",
+        "0.1",
+        r#""""#,
+        r#""\u0000\n\"é😀""#,
+        "[]",
+        "{}",
+        "[[],{}]",
+        r#"{"a":[1,2,null],"b":{"c":false}}"#,
+        "[null]",
     ];
     for text in texts {
         check(&format!("local json = require('std:json') print(json.encode(json.decode([==[{text}]==])))"), text);

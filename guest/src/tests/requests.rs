@@ -35,7 +35,13 @@ const TEXT: (&str, &str) = ("content-type", "text/plain; charset=utf-8");
 fn a_handler_is_a_function_or_a_table_with_one_under_http() {
     check_response("return function(request) return request.method .. request.path end", 200, &[TEXT], "GET/a");
     check_response("return { http = function() return 'x' end }", 200, &[TEXT], "x");
-    for source in ["", "return 1", "return {}", "return { http = 'x' }", "return setmetatable({}, { __index = function() return print end })"] {
+    for source in [
+        "",
+        "return 1",
+        "return {}",
+        "return { http = 'x' }",
+        "return setmetatable({}, { __index = function() return print end })",
+    ] {
         let (_, finish) = Guest::load(source, Mode::Handler);
         let Finish::Failed(error) = finish else { panic!("{source}") };
         assert!(error.message.starts_with("main.luau: must return a handler"), "{error:?}");
@@ -67,12 +73,7 @@ fn an_answer_may_set_status_headers_and_body() {
         &[("B", "x"), ("a", "1"), ("a", "2"), ("n", "5")],
         "b",
     );
-    check_response(
-        "return function() return require('vnd:hyper').get('u') end",
-        200,
-        &[("x-url", "u, again")],
-        "u",
-    );
+    check_response("return function() return require('vnd:hyper').get('u') end", 200, &[("x-url", "u, again")], "u");
 }
 
 #[test]

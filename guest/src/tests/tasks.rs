@@ -83,10 +83,7 @@ fn wait_takes_what_is_no_time_as_zero_and_always_lets_others_run() {
 
 #[test]
 fn a_yield_in_a_task_lets_others_run_and_gives_nothing() {
-    check_task(
-        "task.spawn(function() print('a') print(select('#', coroutine.yield(1, 2))) end) print('b')",
-        "a;b;0",
-    );
+    check_task("task.spawn(function() print('a') print(select('#', coroutine.yield(1, 2))) end) print('b')", "a;b;0");
 }
 
 #[test]

@@ -28,7 +28,9 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let policy = load_policy(&arguments.policy)?;
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = policy.host.cache_dir.clone().unwrap_or_else(default_cache_dir);
-    let runtime = Arc::new(Runtime::start(&Settings { instances: INSTANCES, workers: None, cache_dir }, io.handle())?);
+    let preemption = policy.host.preemption;
+    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let mut n_problems = 0;
     io.block_on(async {
         for tenant in &policy.tenants {

@@ -33,6 +33,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
         instances: policy.host.instances,
         workers: policy.host.workers,
         cache_dir: policy.host.cache_dir.clone().unwrap_or_else(default_cache_dir),
+        preemption: policy.host.preemption,
     };
     let io = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)

@@ -41,7 +41,9 @@ pub fn main(arguments: Arguments) -> super::Result {
         .map_err(|error| format!("cannot read the script {}: {error}", arguments.script.display()))?;
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
-    let runtime = Arc::new(Runtime::start(&Settings { instances: INSTANCES, workers: None, cache_dir }, io.handle())?);
+    let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
+    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let broker = Arc::new(Broker::new([&tenant]));
     let capabilities = Arc::new(match &host {
         Some(host) => Capabilities::open(host, std::slice::from_ref(&tenant), Arc::clone(&broker))?,

@@ -29,11 +29,24 @@ pub struct Host {
     pub instances: u32,
     /// Threads that run scripts. Absent: as many as the machine has cores.
     pub workers: Option<NonZeroUsize>,
+    /// How a running script is stopped. Default: safepoints.
+    pub preemption: Preemption,
+}
+
+/// How a running script is made to give up its thread, and killed. Both stop everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Preemption {
+    /// `"safepoint"`: loads from a page that a kill closes. Costs a running script next to nothing.
+    #[default]
+    Safepoint,
+    /// `"epoch"`: a counter compared at every turn of every loop. Scripts that compute take about
+    /// half as long again; there for the day that the other one is in doubt.
+    Epoch,
 }
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> Host {
-    let HostToml { listen, data_dir, cache_dir, instances, workers } = raw;
+    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption } = raw;
     let at = "host";
     let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     Host {
@@ -49,6 +62,9 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
             .value(&child(at, "instances"), instances.as_ref(), self::instances)
             .unwrap_or(DEFAULT_INSTANCES),
         workers: errors.value(&child(at, "workers"), workers.as_ref(), self::workers),
+        preemption: errors
+            .value(&child(at, "preemption"), preemption.as_ref(), |text| self::preemption(text))
+            .unwrap_or_default(),
     }
 }
 
@@ -84,6 +100,14 @@ fn workers(number: &i64) -> Result<NonZeroUsize, Broken> {
         .filter(|number| *number <= MAX_WORKERS)
         .and_then(NonZeroUsize::new)
         .ok_or_else(|| Broken::new("1 to 1024 threads").help("leave it out to use every core"))
+}
+
+fn preemption(text: &str) -> Result<Preemption, Broken> {
+    match text {
+        "safepoint" => Ok(Preemption::Safepoint),
+        "epoch" => Ok(Preemption::Epoch),
+        _ => Err(Broken::new("\"safepoint\" or \"epoch\"").write("\"safepoint\"")),
+    }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ mod tests;
 use std::{path::Path, sync::Arc};
 
 pub use error::{PolicyError, PolicyErrors};
-pub use host::Host;
+pub use host::{Host, Preemption};
 pub use limits::{Limits, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;

@@ -11,6 +11,7 @@ data_dir = "../data"
 cache_dir = "../cache"
 instances = 2000
 workers = 2
+preemption = "epoch"
 
 [tenant.acme]
 script = "../examples/hello/main.luau"
@@ -71,6 +72,7 @@ fn every_key_of_a_file_is_enforced_as_written() {
             cache_dir: Some("policies/../cache".into()),
             instances: 2000,
             workers: std::num::NonZeroUsize::new(2),
+            preemption: Preemption::Epoch,
         }
     );
     let acme = policy.tenant("acme").expect("there");

@@ -6,6 +6,8 @@ use std::num::NonZeroUsize;
 
 use wasmtime::{Collector, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy};
 
+use crate::policy::Preemption;
+
 /// Most linear memory that one VM may have, in bytes. `memory.fill` and `memory.copy` cannot be
 /// preempted, so this also bounds how long a single instruction runs (about 90 ms cold).
 pub const MAX_MEMORY_BYTES: usize = 64 * 1024 * 1024;
@@ -29,12 +31,12 @@ const KEEP_RESIDENT_BYTES: usize = 2 * 1024 * 1024;
 ///
 /// # Errors
 /// When the machine cannot reserve the address space, or its processor lacks what the settings need.
-pub fn build(instances: u32) -> wasmtime::Result<Engine> {
+pub fn build(instances: u32, preemption: Preemption) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)))
-        .epoch_interruption(true)
+        .epoch_interruption(preemption == Preemption::Epoch)
         .max_wasm_stack(WASM_STACK_BYTES)
         .async_stack_size(FIBER_STACK_BYTES)
         // Defence in depth: a fiber never sees what the one before left on its stack.

@@ -16,6 +16,9 @@ use wasmtime::{Engine, Linker, Module, Store};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 use wasmtime_wizer::Wizer;
 
+use super::safepoint;
+use crate::policy::Preemption;
+
 /// The guest as it was built by `guest/build.sh`.
 const GUEST: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/build/neoc_guest.wasm"));
 
@@ -41,25 +44,28 @@ pub enum ImageError {
 /// # Errors
 /// [`ImageError::Cache`] when the folder cannot be made or written, [`ImageError::Build`] when the
 /// guest itself is broken.
-pub fn load_or_build(engine: &Engine, cache_dir: &Path) -> Result<Module, ImageError> {
+pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) -> Result<Module, ImageError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ImageError::Cache { path, source }
     };
     fs::create_dir_all(cache_dir).map_err(failed(cache_dir))?;
-    let path = cache_dir.join(format!("{}.cwasm", cache_key(engine)));
+    let path = cache_dir.join(format!("{}.cwasm", cache_key(engine, preemption)));
     if let Some(module) = load(engine, &path) {
         return Ok(module);
     }
     tracing::info!("compiling the base image; this happens once per version and machine");
-    let snapshot = snapshot(engine).map_err(ImageError::Build)?;
+    let mut snapshot = snapshot(engine).map_err(ImageError::Build)?;
+    if preemption == Preemption::Safepoint {
+        snapshot = safepoint::instrument(&snapshot).map_err(ImageError::Build)?;
+    }
     let compiled = engine.precompile_module(&snapshot).map_err(ImageError::Build)?;
     store(&path, &compiled).map_err(failed(&path))?;
     load(engine, &path).ok_or_else(|| ImageError::Build(wasmtime::Error::msg("the image just written does not load")))
 }
 
 /// Everything that the compiled code depends on: the guest, and wasmtime's version and settings.
-fn cache_key(engine: &Engine) -> String {
+fn cache_key(engine: &Engine, preemption: Preemption) -> String {
     struct Blake3(blake3::Hasher);
     impl Hasher for Blake3 {
         fn finish(&self) -> u64 {
@@ -71,6 +77,11 @@ fn cache_key(engine: &Engine) -> String {
     }
     let mut hasher = Blake3(blake3::Hasher::new());
     hasher.write(GUEST);
+    // What is done to the guest before it is compiled.
+    hasher.write(match preemption {
+        Preemption::Safepoint => b"safepoint 1",
+        Preemption::Epoch => b"epoch",
+    });
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hasher.0.finalize().to_hex().to_string()
 }

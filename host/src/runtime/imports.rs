@@ -1,7 +1,9 @@
-//! What the guest may call: the six functions of the ABI, and WASI's floor.
+//! What the guest may call: the functions of the ABI, and WASI's floor.
 //!
 //! Every pointer and length is checked with checked arithmetic, sizes are capped before anything is
 //! copied, and bytes are copied in once, so that what was checked is what is used.
+
+use std::task::Poll;
 
 use neoc_abi::{Operation, event::Finish, log::Record, wire};
 use serde::de::DeserializeOwned;
@@ -26,6 +28,7 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap("neoc", "cancel", cancel)?;
     linker.func_wrap("neoc", "finish", finish)?;
     linker.func_wrap("neoc", "log", log)?;
+    linker.func_wrap_async("neoc", "pause", |caller: Caller<'_, State>, ()| Box::new(pause(caller)))?;
     Ok(())
 }
 
@@ -62,6 +65,21 @@ fn finish(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()
 fn log(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
     let record: Record = read(&caller, pointer, length)?;
     caller.data_mut().log(record);
+    Ok(())
+}
+
+/// Called by Luau's interrupt: ends a guest that is over its budget, else lets others run.
+async fn pause(caller: Caller<'_, State>) -> Result<()> {
+    caller.data().meter.check()?;
+    let mut paused = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut paused, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
     Ok(())
 }
 

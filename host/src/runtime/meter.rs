@@ -13,10 +13,12 @@ use std::{
 use pin_project_lite::pin_project;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::preempt::Target;
+
 /// What a VM has used of its CPU budget.
 ///
-/// Two places touch it, one after the other and on the worker that runs the VM: [`Metered`] at both
-/// ends of a slice, and the epoch callback within one. Atomics because the callback needs `Sync`.
+/// [`Metered`] writes it at both ends of a slice, on the worker that runs the VM. Within the slice the
+/// VM's own checks read it, and the watcher's, from its thread.
 #[derive(Debug)]
 pub struct CpuMeter {
     budget_nanoseconds: u64,
@@ -50,9 +52,7 @@ impl CpuMeter {
     /// # Errors
     /// [`CpuExhausted`] when finished slices and this one are over the budget.
     pub fn check(&self) -> Result<(), CpuExhausted> {
-        let slice = thread_cpu_nanoseconds().saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
-        let used = self.used_nanoseconds.load(Ordering::Relaxed).saturating_add(slice);
-        if used > self.budget_nanoseconds { Err(CpuExhausted) } else { Ok(()) }
+        if self.exceeds_at(thread_cpu_nanoseconds()) { Err(CpuExhausted) } else { Ok(()) }
     }
 
     /// Judges the budget while the VM is off its worker.
@@ -62,6 +62,20 @@ impl CpuMeter {
     pub fn check_between_slices(&self) -> Result<(), CpuExhausted> {
         let used = self.used_nanoseconds.load(Ordering::Relaxed);
         if used > self.budget_nanoseconds { Err(CpuExhausted) } else { Ok(()) }
+    }
+
+    /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
+    /// CPU time.
+    pub fn would_exceed(&self, elapsed: Duration) -> bool {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        used.saturating_add(elapsed) > self.budget_nanoseconds
+    }
+
+    /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`.
+    pub fn exceeds_at(&self, now_nanoseconds: u64) -> bool {
+        let slice = now_nanoseconds.saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
+        self.used_nanoseconds.load(Ordering::Relaxed).saturating_add(slice) > self.budget_nanoseconds
     }
 
     fn begin_slice(&self) {
@@ -75,7 +89,7 @@ impl CpuMeter {
 }
 
 /// CPU time of the calling thread, in nanoseconds.
-fn thread_cpu_nanoseconds() -> u64 {
+pub fn thread_cpu_nanoseconds() -> u64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
@@ -88,13 +102,14 @@ pin_project! {
         #[pin]
         call: F,
         meter: Arc<CpuMeter>,
+        target: Option<Target>,
     }
 }
 
 impl<F> Metered<F> {
-    /// Charges what `call` uses to `meter`.
-    pub fn new(call: F, meter: Arc<CpuMeter>) -> Self {
-        Self { call, meter }
+    /// Charges what `call` uses to `meter`, and lets the watcher stop it through `target`.
+    pub fn new(call: F, meter: Arc<CpuMeter>, target: Option<Target>) -> Self {
+        Self { call, meter, target }
     }
 }
 
@@ -104,7 +119,10 @@ impl<F: Future> Future for Metered<F> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         this.meter.begin_slice();
-        let result = this.call.poll(context);
+        let result = match this.target {
+            Some(target) => target.watch(|| this.call.poll(context)),
+            None => this.call.poll(context),
+        };
         this.meter.end_slice();
         result
     }

@@ -3,7 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`engine`] | wasmtime's settings |
-//! | [`epoch`] | the ticker that ends time slices |
+//! | [`preempt`], [`safepoint`] | what ends time slices and kills: a watcher, and where the guest can be stopped |
+//! | [`epoch`] | the ticker that does so instead, where the policy says so |
 //! | [`image`] | the base image: built once, cached on disk |
 //! | [`tenant_image`] | a tenant's loaded script, restored into each fresh VM |
 //! | [`vm`] | one instance and the calls into it |
@@ -19,6 +20,8 @@ mod image;
 mod imports;
 mod limiter;
 mod meter;
+mod preempt;
+mod safepoint;
 mod scheduler;
 mod state;
 mod tenant_image;
@@ -45,8 +48,14 @@ pub use image::ImageError;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
 
-use self::{meter::CpuMeter, scheduler::Scheduler, state::State, vm::Vm};
-use crate::script_log::ScriptLog;
+use self::{
+    meter::CpuMeter,
+    preempt::{Interrupt, Watcher},
+    scheduler::Scheduler,
+    state::State,
+    vm::{Preempt, Vm},
+};
+use crate::{policy::Preemption, script_log::ScriptLog};
 
 /// CPU time for compiling a script and running its top level.
 const LOAD_CPU: Duration = Duration::from_millis(200);
@@ -67,6 +76,8 @@ pub struct Settings {
     pub workers: Option<NonZeroUsize>,
     /// Where compiled images are kept.
     pub cache_dir: PathBuf,
+    /// How running VMs are stopped.
+    pub preemption: Preemption,
 }
 
 /// Why the runtime does not start.
@@ -92,6 +103,7 @@ pub enum StartError {
 /// The sandbox. One per process.
 pub struct Runtime {
     image: InstancePre<State>,
+    preempt: Preempt,
     /// Memory of a VM with no script in it, to compare with. See [`TenantImage`].
     base_memory: Vec<u8>,
     scheduler: Scheduler,
@@ -149,17 +161,31 @@ impl Runtime {
     pub fn start(settings: &Settings, io: &tokio::runtime::Handle) -> Result<Self, StartError> {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
-        let engine = engine::build(instances).map_err(refused)?;
-        let module = image::load_or_build(&engine, &settings.cache_dir)?;
+        let engine = engine::build(instances, settings.preemption).map_err(refused)?;
+        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
-        epoch::start(&engine)?;
-        let base_memory = base_memory(&image).map_err(refused)?;
+        let watcher = match settings.preemption {
+            Preemption::Safepoint => Some(Watcher::start()?),
+            Preemption::Epoch => {
+                epoch::start(&engine)?;
+                None
+            }
+        };
         let workers = settings.workers.or_else(|| std::thread::available_parallelism().ok());
-        let scheduler = Scheduler::start(workers.unwrap_or(NonZeroUsize::MIN), io)?;
+        let scheduler = Scheduler::start(workers.unwrap_or(NonZeroUsize::MIN), io, watcher.as_ref())?;
+        let mut preempt = match watcher {
+            // Not known before the first VM, which runs only our own code, and on no worker.
+            Some(watcher) => Preempt::Safepoint { watcher, interrupt: Interrupt { offset: 0, function: 0 } },
+            None => Preempt::Epoch,
+        };
+        let (base_memory, found) = examine(&image, &preempt).map_err(refused)?;
+        if let Preempt::Safepoint { interrupt, .. } = &mut preempt {
+            *interrupt = found;
+        }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, base_memory, scheduler, slots })
+        Ok(Self { image, preempt, base_memory, scheduler, slots })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -182,10 +208,12 @@ impl Runtime {
                 heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
             };
             let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, None);
-            let mut vm = Vm::instantiate(&runtime.image, state).await.map_err(failed)?;
+            let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
             match vm.load(&bundle).await.map_err(failed)? {
                 Finish::Failed(error) => Err(LoadError::Script(error)),
-                Finish::Done | Finish::Response(_) => TenantImage::capture(&vm, &runtime.base_memory).map_err(failed),
+                Finish::Done | Finish::Response(_) => {
+                    TenantImage::capture(&mut vm, &runtime.base_memory).await.map_err(failed)
+                }
             }
         })
         .await
@@ -246,7 +274,7 @@ impl Runtime {
 
     /// Yields a ready VM: a fresh instance with the tenant's script in it.
     async fn ready(&self, image: &TenantImage, state: State) -> wasmtime::Result<Vm> {
-        let mut vm = Vm::instantiate(&self.image, state).await?;
+        let mut vm = Vm::instantiate(&self.image, &self.preempt, state).await?;
         image.restore(&mut vm)?;
         Ok(vm)
     }
@@ -266,12 +294,15 @@ pub enum LoadError {
     Failed(Failure),
 }
 
-/// The memory of a VM with no script in it.
-fn base_memory(image: &InstancePre<State>) -> wasmtime::Result<Vec<u8>> {
+/// The memory of a VM with no script in it, and where its interrupt is.
+fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), None);
-    let vm = runtime.block_on(Vm::instantiate(image, state))?;
-    Ok(vm.memory()?.to_vec())
+    runtime.block_on(async {
+        let mut vm = Vm::instantiate(image, preempt, state).await?;
+        let memory = vm.memory()?.to_vec();
+        Ok((memory, vm.interrupt().await?))
+    })
 }
 
 /// A seed that no script can foresee.

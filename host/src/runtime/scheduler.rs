@@ -1,6 +1,6 @@
 //! Script workers: OS threads that run guests, apart from the I/O runtime, by fair turns.
 //!
-//! A guest is a future that gives up its worker at every epoch tick. The queue is one line per
+//! A guest is a future that gives up its worker at the end of its time slice. The queue is one line per
 //! tenant, served round robin, so a tenant with a hundred busy requests gets no more turns than a
 //! tenant with one. I/O completions and timers never wait here: they run on Tokio's own threads.
 
@@ -16,6 +16,8 @@ use std::{
 use async_task::{Runnable, Task};
 use parking_lot::{Condvar, Mutex};
 
+use super::preempt::Watcher;
+
 /// The worker threads and their queue. Dropping it ends the threads after their current slice.
 pub struct Scheduler {
     queue: Arc<FairQueue>,
@@ -23,17 +25,25 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts `n_workers` threads; each enters `io`, so that guests can start I/O on it.
+    /// Starts `n_workers` threads; each enters `io`, so that guests can start I/O on it, and is watched
+    /// by `watcher` where there is one.
     ///
     /// # Errors
     /// When the process may not start so many threads.
-    pub fn start(n_workers: NonZeroUsize, io: &tokio::runtime::Handle) -> io::Result<Self> {
+    pub fn start(
+        n_workers: NonZeroUsize,
+        io: &tokio::runtime::Handle,
+        watcher: Option<&Arc<Watcher>>,
+    ) -> io::Result<Self> {
         let queue = Arc::new(FairQueue::default());
         let workers = (0..n_workers.get())
             .map(|index| {
-                let (queue, io) = (Arc::clone(&queue), io.clone());
+                let (queue, io, watcher) = (Arc::clone(&queue), io.clone(), watcher.cloned());
                 thread::Builder::new().name(format!("neoc-script-{index}")).spawn(move || {
                     let _entered = io.enter();
+                    if let Some(watcher) = watcher {
+                        watcher.enlist();
+                    }
                     work(&queue);
                 })
             })

@@ -26,11 +26,13 @@ impl TenantImage {
     /// Compares a VM that has loaded its script with the memory of one that has not.
     ///
     /// # Errors
-    /// When the guest exports no memory.
-    pub fn capture(loaded: &Vm, base: &[u8]) -> Result<Self> {
+    /// When the guest lacks an export.
+    pub async fn capture(loaded: &mut Vm, base: &[u8]) -> Result<Self> {
+        // The stack is empty between two calls: what is left in it means nothing.
+        let first_page = loaded.stack_end().await? / PAGE_BYTES;
         let memory = loaded.memory()?;
         let mut runs: Vec<(usize, Vec<u8>)> = Vec::new();
-        for (index, page) in memory.chunks(PAGE_BYTES).enumerate() {
+        for (index, page) in memory.chunks(PAGE_BYTES).enumerate().skip(first_page) {
             let offset = index * PAGE_BYTES;
             let unchanged = match base.get(offset..offset + page.len()) {
                 Some(before) => before == page,
@@ -64,6 +66,11 @@ impl TenantImage {
             target.copy_from_slice(bytes);
         }
         Ok(())
+    }
+
+    /// Runs of changed pages.
+    pub fn n_runs(&self) -> usize {
+        self.runs.len()
     }
 
     /// Bytes that each request copies.

@@ -8,24 +8,43 @@ use neoc_abi::{
     wire,
 };
 use serde::Serialize;
-use wasmtime::{Error, InstancePre, Result, Store, TypedFunc, UpdateDeadline};
+use wasmtime::{Error, InstancePre, Result, Store, Trap, TypedFunc, UpdateDeadline};
 
 use super::{
     meter::{CpuMeter, Metered},
+    preempt::{Interrupt, Target, Watcher},
     state::State,
 };
 
 /// A message to the guest: where it lies and how long it is.
 type Message = (u32, u32);
 
+/// What stops a running VM; see [`crate::policy::Preemption`].
+pub enum Preempt {
+    /// The watcher, through Luau's interrupt and the safepoint page.
+    Safepoint {
+        /// Who watches.
+        watcher: Arc<Watcher>,
+        /// Where the interrupt is.
+        interrupt: Interrupt,
+    },
+    /// wasmtime's epochs.
+    Epoch,
+}
+
 /// A VM. After any error it must be dropped: a trapped store is never used again.
 pub struct Vm {
     store: Store<State>,
     meter: Arc<CpuMeter>,
+    /// How the watcher stops it. None where epochs do.
+    target: Option<Target>,
     allocate: TypedFunc<u32, u32>,
     load: TypedFunc<Message, ()>,
     start: TypedFunc<Message, ()>,
     complete: TypedFunc<Message, ()>,
+    stack_end: TypedFunc<(), u32>,
+    interrupt_offset: TypedFunc<(), u32>,
+    interrupt_function: TypedFunc<(), u32>,
 }
 
 impl Vm {
@@ -33,26 +52,57 @@ impl Vm {
     ///
     /// # Errors
     /// When the pool has no free slot, or the guest lacks an export.
-    pub async fn instantiate(image: &InstancePre<State>, state: State) -> Result<Self> {
+    pub async fn instantiate(image: &InstancePre<State>, preemption: &Preempt, state: State) -> Result<Self> {
         let meter = Arc::clone(&state.meter);
         let mut store = Store::new(image.module().engine(), state);
         store.limiter(|state| &mut state.limiter);
-        store.epoch_deadline_callback(|context| {
-            // Over budget is a trap, which no `pcall` in the guest can catch.
-            context.data().meter.check()?;
-            Ok(UpdateDeadline::Yield(1))
-        });
-        store.set_epoch_deadline(1);
+        if matches!(preemption, Preempt::Epoch) {
+            store.epoch_deadline_callback(|context| {
+                // Over budget is a trap, which no `pcall` in the guest can catch.
+                context.data().meter.check()?;
+                Ok(UpdateDeadline::Yield(1))
+            });
+            store.set_epoch_deadline(1);
+        }
         let instance = image.instantiate_async(&mut store).await?;
-        store.data_mut().memory = instance.get_memory(&mut store, "memory");
+        let memory = instance.get_memory(&mut store, "memory").ok_or_else(|| Error::msg("the guest has no memory"))?;
+        store.data_mut().memory = Some(memory);
+        let target = match preemption {
+            Preempt::Safepoint { watcher, interrupt } => {
+                Some(watcher.target(memory.data_ptr(&store), *interrupt, Arc::clone(&meter))?)
+            }
+            Preempt::Epoch => None,
+        };
         Ok(Self {
             allocate: instance.get_typed_func(&mut store, "allocate")?,
             load: instance.get_typed_func(&mut store, "load")?,
             start: instance.get_typed_func(&mut store, "start")?,
             complete: instance.get_typed_func(&mut store, "complete")?,
+            stack_end: instance.get_typed_func(&mut store, "stack_end")?,
+            interrupt_offset: instance.get_typed_func(&mut store, "interrupt_offset")?,
+            interrupt_function: instance.get_typed_func(&mut store, "interrupt_function")?,
             meter,
+            target,
             store,
         })
+    }
+
+    /// Where the guest's stack ends; it begins at 0.
+    ///
+    /// # Errors
+    /// A trap.
+    pub async fn stack_end(&mut self) -> Result<usize> {
+        Ok(usize::try_from(self.stack_end.call_async(&mut self.store, ()).await?)?)
+    }
+
+    /// Where Luau's interrupt is, and what to write there.
+    ///
+    /// # Errors
+    /// A trap.
+    pub async fn interrupt(&mut self) -> Result<Interrupt> {
+        let offset = self.interrupt_offset.call_async(&mut self.store, ()).await?;
+        let function = self.interrupt_function.call_async(&mut self.store, ()).await?;
+        Ok(Interrupt { offset, function })
     }
 
     /// The VM's linear memory.
@@ -110,17 +160,27 @@ impl Vm {
     async fn call<T: Serialize>(&mut self, function: &TypedFunc<Message, ()>, message: &T) -> Result<Option<Finish>> {
         let bytes = wire::encode(message)?;
         let length = u32::try_from(bytes.len())?;
-        // A tick that passed while the VM was parked is not this slice's.
-        self.store.set_epoch_deadline(1);
+        if self.target.is_none() {
+            // A tick that passed while the VM was parked is not this slice's.
+            self.store.set_epoch_deadline(1);
+        }
         self.meter.check_between_slices()?;
-        let meter = Arc::clone(&self.meter);
+        let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
         let call = async {
             let pointer = self.allocate.call_async(&mut self.store, length).await?;
             let memory = self.store.data().memory()?;
             memory.write(&mut self.store, usize::try_from(pointer)?, &bytes)?;
             function.call_async(&mut self.store, (pointer, length)).await
         };
-        Metered::new(call, meter).await?;
+        if let Err(error) = Metered::new(call, meter, target).await {
+            // A kill closes the safepoint page, and the guest's next load from it traps.
+            let killed = error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) && self.target.is_some();
+            return Err(if killed {
+                self.meter.check_between_slices().err().map_or(error, Error::from)
+            } else {
+                error
+            });
+        }
         Ok(self.store.data_mut().finish.take())
     }
 }

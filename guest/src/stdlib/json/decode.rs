@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 
 use super::{MAX_DEPTH, Markers};
 use crate::failure::Failure;
+use crate::memory;
 use crate::stdlib::Answer;
 
 /// JSON text as a value.
@@ -16,6 +17,8 @@ use crate::stdlib::Answer;
 /// # Errors
 /// [`neoc_abi::ErrorKind::Invalid`] with line and column, and Luau's own error when there is no memory.
 pub fn decode(lua: &Lua, markers: &Markers, text: &[u8]) -> Answer {
+    // serde_json unescapes strings in a buffer of its own.
+    memory::reserve(lua, text.len())?;
     let failed = Cell::new(None);
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let seed = Seed { lua, markers, failed: &failed, depth: 0 };
@@ -110,7 +113,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let table = self.table()?;
         let mut is_empty = true;
         // Of several values of one key, the last wins.
-        while let Some(key) = entries.next_key::<String>()? {
+        while let Some(key) = entries.next_key_seed(seed)? {
             let value = entries.next_value_seed(seed)?;
             self.luau(table.raw_set(key, value))?;
             is_empty = false;

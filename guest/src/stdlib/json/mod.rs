@@ -29,7 +29,10 @@ pub const MODULE: Module = Module {
         Function { name: "encode", body: Body::Local(|lua, arguments| encode(lua, &arguments)) },
         Function { name: "decode", body: Body::Local(|lua, arguments| decode(lua, &arguments)) },
         Function { name: "array", body: Body::Local(|lua, arguments| mark(lua, &arguments, |markers| &markers.array)) },
-        Function { name: "object", body: Body::Local(|lua, arguments| mark(lua, &arguments, |markers| &markers.object)) },
+        Function {
+            name: "object",
+            body: Body::Local(|lua, arguments| mark(lua, &arguments, |markers| &markers.object)),
+        },
     ],
     luau: None,
     constants: Some(constants),
@@ -63,13 +66,15 @@ fn markers(lua: &Lua) -> mlua::AppDataRef<'_, Markers> {
 }
 
 fn encode(lua: &Lua, arguments: &Arguments) -> Answer {
-    let text = encode::encode(&markers(lua), &arguments.values[0])?;
+    let text = encode::encode(lua, &markers(lua), &arguments.values[0])?;
     Ok(Value::String(lua.create_string(text)?))
 }
 
 fn decode(lua: &Lua, arguments: &Arguments) -> Answer {
-    let text = arguments.bytes(0, "text")?;
-    decode::decode(lua, &markers(lua), &text)
+    let Value::String(text) = &arguments.values[0] else {
+        return Err(arguments.mismatch("text", "a string", &arguments.values[0]).into());
+    };
+    decode::decode(lua, &markers(lua), &text.as_bytes())
 }
 
 /// Marks a table in place, and gives it back.

@@ -1,0 +1,56 @@
+"""Memory of a request that waits."""
+
+from contextlib import ExitStack
+from functools import partial
+
+from lib import peers, process
+from lib.client import Connection
+from lib.failure import Failure
+from lib.peers import Field, Peer, Site
+from lib.report import Bar, Bars, Section
+from lib.rounds import interleave, median, shown, spread
+from lib.scale import Scale
+
+IDLE_TIMEOUT_S = 10.0
+
+TEXT = """Many requests are parked in a wait at once. From the server's memory (PSS) then, its memory with the same
+connections open and idle is taken, each of which had one answer before. All requests are answered in the end."""
+
+
+def measure(field: Field, scale: Scale) -> Section:
+    """Every server that runs scripts."""
+    candidates = [peer for peer in field.present if peer is not peers.BARE]
+    outcome = interleave("parked", scale.rounds, {peer.name: partial(_sample, peer, scale) for peer in candidates})
+    present = [peer for peer in candidates if peer.name in outcome.samples]
+    figures = {peer.name: outcome.samples[peer.name] for peer in present}
+    bars = [Bar(peer.name, median(figures[peer.name], float), peer.is_ours) for peer in present]
+    return Section(
+        title=f"Memory: a parked request, {scale.n_parked} at once",
+        text=TEXT,
+        columns=["server", "KiB per request", "least to most", "what runs a request"],
+        rows=[
+            [bar.label, shown(bar.value), spread(figures[bar.label], float), peer.vm]
+            for peer, bar in zip(present, bars)
+        ],
+        panels=[Bars("parked: KiB per waiting request", bars)],
+        failed=outcome.failed,
+    )
+
+
+def _sample(peer: Peer, scale: Scale) -> float:
+    site = Site("park", wait_s=scale.wait_s, n_requests=scale.n_parked)
+    with peer.serving(site) as server, ExitStack() as stack:
+        connections = [stack.enter_context(Connection(server.port)) for _ in range(scale.n_parked)]
+        for connection in connections:
+            connection.get("/hello")
+        process.wait_until_idle(server.pid, IDLE_TIMEOUT_S)
+        idle_kib = process.pss_kib(server.pid)
+        for connection in connections:
+            connection.send("/wait")
+        process.wait_until_idle(server.pid, scale.wait_s)
+        parked_kib = process.pss_kib(server.pid)
+        if connections[0].is_answered():
+            raise Failure("the first request was answered before the last was parked")
+        for connection in connections:
+            connection.receive()
+    return (parked_kib - idle_kib) / scale.n_parked

@@ -1,0 +1,50 @@
+//! The one heap of the guest: Rust's, Luau's (mlua allocates by Rust's allocator) and C++'s.
+//!
+//! The allocator of zig's libc rounds each block up to a power of two and never joins freed ones, so that a
+//! script would get half of the memory that its policy promises. What is left to it is C's `malloc`.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr;
+
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+/// The alignment of C++'s blocks, and the room before each where its size is kept.
+const HEADER_BYTES: usize = 8;
+
+fn layout(size: usize) -> Option<Layout> {
+    Layout::from_size_align(size.checked_add(HEADER_BYTES)?, HEADER_BYTES).ok()
+}
+
+/// C++'s `operator new`, but null where there is no memory; see `operator_new.cpp`.
+#[unsafe(no_mangle)]
+extern "C" fn neoc_allocate(size: usize) -> *mut u8 {
+    let Some(layout) = layout(size) else { return ptr::null_mut() };
+    // SAFETY: the layout has at least the header's bytes.
+    let block = unsafe { alloc(layout) };
+    if block.is_null() {
+        return block;
+    }
+    // SAFETY: the block is larger than the header, and aligned for it.
+    unsafe {
+        block.cast::<usize>().write(size);
+        block.add(HEADER_BYTES)
+    }
+}
+
+/// C++'s `operator delete`.
+///
+/// # Safety
+/// `memory` is null, or came from [`neoc_allocate`] and was not freed before.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn neoc_free(memory: *mut u8) {
+    if memory.is_null() {
+        return;
+    }
+    // SAFETY: the caller vouches that `neoc_allocate` made the block, with its size in front.
+    unsafe {
+        let block = memory.sub(HEADER_BYTES);
+        let size = block.cast::<usize>().read();
+        dealloc(block, Layout::from_size_align_unchecked(size + HEADER_BYTES, HEADER_BYTES));
+    }
+}
