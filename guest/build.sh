@@ -64,13 +64,13 @@ else
   build_std=(-Zbuild-std=std,panic_abort)
 fi
 
-# --- mlua: the published crate with the changes that patch_mlua.py lists -------------------------------
+# --- mlua and Luau: the published crates with the changes that patch_crates.py lists --------------------
 
 mlua_version=0.12.2
-mlua_stamp="$mlua_version $(cksum <patch_mlua.py)"
-if [ "$(cat "$out/mlua/.patched" 2>/dev/null || true)" != "$mlua_stamp" ]; then
+stamp="$mlua_version $(cksum <patch_crates.py)"
+if [ "$(cat "$out/crates/stamp" 2>/dev/null || true)" != "$stamp" ]; then
   echo "guest: fetching and patching mlua $mlua_version" >&2
-  rm -rf "$out/fetch" "$out/mlua.new"
+  rm -rf "$out/fetch" "$out/crates.new"
   mkdir -p "$out/fetch/src"
   touch "$out/fetch/src/lib.rs"
   cat >"$out/fetch/Cargo.toml" <<MANIFEST
@@ -83,10 +83,10 @@ mlua = { version = "=$mlua_version", features = ["luau", "async"] }
 MANIFEST
   "${cargo[@]}" metadata --quiet --format-version 1 --manifest-path "$out/fetch/Cargo.toml" >"$out/fetch/metadata.json" ||
     fail "cargo could not fetch mlua $mlua_version; see its message above"
-  python3 patch_mlua.py "$out/fetch/metadata.json" "$out/mlua.new" || fail "mlua $mlua_version could not be patched"
-  echo "$mlua_stamp" >"$out/mlua.new/.patched"
-  rm -rf "$out/mlua"
-  mv "$out/mlua.new" "$out/mlua"
+  python3 patch_crates.py "$out/fetch/metadata.json" "$out/crates.new" || fail "mlua $mlua_version could not be patched"
+  echo "$stamp" >"$out/crates.new/stamp"
+  rm -rf "$out/crates"
+  mv "$out/crates.new" "$out/crates"
 fi
 
 # --- The build ----------------------------------------------------------------------------------------

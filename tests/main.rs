@@ -9,6 +9,7 @@
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
+//! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`support`] | a running host, an upstream, an HTTP client |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -20,4 +21,5 @@ mod denials;
 mod examples;
 mod host;
 mod layers;
+mod preemption;
 mod support;

@@ -51,7 +51,7 @@ def describe(scale: Scale, watch: Watch) -> list[tuple[str, str]]:
         ("noise", watch.noise()),
         ("neoc", _commit()),
         ("peers", ", ".join(_versions())),
-        ("rounds", f"{scale.rounds}, interleaved; the tables show medians"),
+        ("rounds", f"{scale.rounds} ({scale.memory_rounds} for memory), interleaved; the tables show medians"),
     ]
 
 

@@ -9,6 +9,8 @@ class Scale:
 
     rounds: int
     """How often each entry is measured; the report has the median of them."""
+    memory_rounds: int
+    """The same for memory, which varies less."""
     warm_s: int
     """Load before each measurement, so that compilers and caches are done."""
     load_s: int
@@ -31,19 +33,21 @@ class Scale:
 
 FULL = Scale(
     rounds=5,
+    memory_rounds=3,
     warm_s=1,
     load_s=3,
     n_tenants=200,
     n_processes=8,
     n_crowd=10_000,
     n_parked=2000,
-    wait_s=15,
+    wait_s=10,
     n_starts=15,
     probe_s=10,
 )
 
 QUICK = Scale(
     rounds=1,
+    memory_rounds=1,
     warm_s=1,
     load_s=1,
     n_tenants=20,

@@ -20,7 +20,7 @@ pub fn neoc() -> Command {
     command
 }
 
-fn cache_dir() -> PathBuf {
+pub fn cache_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("neoc-cache")
 }
 

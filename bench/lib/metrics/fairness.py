@@ -23,9 +23,9 @@ KINDS = HELLO, WAIT, WAIT_INSIDE
 PHASES = ALONE, BESIDE = "alone", "beside"
 PROCESSES = "a process each"
 
-TEXT = f"""{N_SPINNERS} tenants run an endless loop each; one more gets {PER_SECOND} requests a second, measured alone on
-the same host and beside the loops. A script's clock steps by 1 ms in neoc. What to compare with is the kernel's
-scheduler: {N_SPINNERS} processes that spin, and a native server. The client shares the machine with all of them."""
+TEXT = f"""{N_SPINNERS} tenants run an endless loop each; one more gets {PER_SECOND} requests a second, measured
+alone on the same host and beside the loops. A script's clock steps by 1 ms in neoc. What to compare with is the
+kernel's scheduler: {N_SPINNERS} processes that spin, and a native server. The client shares the machine with all."""
 
 Times = dict[tuple[str, str], list[float]]
 """Milliseconds by phase and kind."""

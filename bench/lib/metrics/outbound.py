@@ -9,9 +9,10 @@ from lib.scale import Scale
 N_CONNECTIONS = 256
 DELAY_MS = 50
 
-TEXT = f"""Each request calls an upstream on the loopback that answers after {DELAY_MS} ms, on {N_CONNECTIONS} connections:
-at most {N_CONNECTIONS * 1000 // DELAY_MS:,} requests a second are possible. The upstream is a process of its own and not
-counted. nginx-lua calls it through a subrequest to its own proxy, tarantool through its curl client."""
+TEXT = f"""Each request calls an upstream on the loopback that answers after {DELAY_MS} ms; on
+{N_CONNECTIONS} connections at most {N_CONNECTIONS * 1000 // DELAY_MS:,} requests a second are possible. The upstream
+is a process of its own and not counted. nginx-lua calls it through a subrequest to its own proxy, tarantool through
+its curl client."""
 
 
 def measure(field: Field, scale: Scale) -> Section:

@@ -3,12 +3,11 @@
 from contextlib import ExitStack
 from functools import partial
 
-from lib import peers, process
+from lib import figure, peers, process
 from lib.client import Connection
 from lib.failure import Failure
 from lib.peers import Field, Peer, Site
-from lib.report import Bar, Bars, Section
-from lib.rounds import interleave, median, shown, spread
+from lib.report import Section
 from lib.scale import Scale
 
 IDLE_TIMEOUT_S = 10.0
@@ -19,22 +18,10 @@ connections open and idle is taken, each of which had one answer before. All req
 
 def measure(field: Field, scale: Scale) -> Section:
     """Every server that runs scripts."""
-    candidates = [peer for peer in field.present if peer is not peers.BARE]
-    outcome = interleave("parked", scale.rounds, {peer.name: partial(_sample, peer, scale) for peer in candidates})
-    present = [peer for peer in candidates if peer.name in outcome.samples]
-    figures = {peer.name: outcome.samples[peer.name] for peer in present}
-    bars = [Bar(peer.name, median(figures[peer.name], float), peer.is_ours) for peer in present]
-    return Section(
-        title=f"Memory: a parked request, {scale.n_parked} at once",
-        text=TEXT,
-        columns=["server", "KiB per request", "least to most", "what runs a request"],
-        rows=[
-            [bar.label, shown(bar.value), spread(figures[bar.label], float), peer.vm]
-            for peer, bar in zip(present, bars)
-        ],
-        panels=[Bars("parked: KiB per waiting request", bars)],
-        failed=outcome.failed,
-    )
+    samplers = {peer: partial(_sample, peer, scale) for peer in field.present if peer is not peers.BARE}
+    title, unit = f"Memory: a parked request, {scale.n_parked:,} at once", "KiB per waiting request"
+    note = ("what runs a request", lambda peer: peer.vm)
+    return figure.compare("parked", title, TEXT, unit, samplers, scale.memory_rounds, note)
 
 
 def _sample(peer: Peer, scale: Scale) -> float:

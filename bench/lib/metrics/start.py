@@ -2,30 +2,21 @@
 
 from functools import partial
 
+from lib import figure
 from lib.peers import Field, Peer, Site
-from lib.report import Bar, Bars, Section
-from lib.rounds import interleave, median, shown, spread
+from lib.report import Section
 from lib.scale import Scale
 
-TEXT = """From the start of the process, with one tenant, to the first answer, in ms of the clock. What a program keeps
+TEXT = """From the start of the process, with one tenant, to the first answer, by the clock. What a program keeps
 between two starts (neoc: its compiled image) is there: an earlier start made it."""
 
 
 def measure(field: Field, scale: Scale) -> Section:
     """Every server that is there."""
-    entries = {peer.name: partial(_start_ms, peer) for peer in field.present}
-    outcome = interleave("start", scale.n_starts, entries, warm=True)
-    present = [peer for peer in field.present if peer.name in outcome.samples]
-    figures = {peer.name: outcome.samples[peer.name] for peer in present}
-    bars = [Bar(peer.name, median(figures[peer.name], float), peer.is_ours) for peer in present]
-    return Section(
-        title="Start of a server to its first answer",
-        text=TEXT,
-        columns=["server", "ms", "least to most"],
-        rows=[[bar.label, shown(bar.value), spread(figures[bar.label], float)] for bar in bars],
-        panels=[Bars("start: ms to the first answer", bars)],
-        failed=outcome.failed,
-    )
+    samplers = {peer: partial(_start_ms, peer) for peer in field.present}
+    title, unit = "Start of a server", "ms to the first answer"
+    note = ("what runs a request", lambda peer: peer.vm)
+    return figure.compare("start", title, TEXT, unit, samplers, scale.n_starts, note, warm=True)
 
 
 def _start_ms(peer: Peer) -> float:

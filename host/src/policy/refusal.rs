@@ -154,9 +154,13 @@ impl Refusal {
 
     /// One line for the script. Holds no host path and no resolved address.
     pub fn message(&self) -> String {
-        let Self { capability, target, reason, .. } = self;
-        let words = self.detail.note.as_deref().unwrap_or(reason.sentence());
-        format!("{capability} denied: {target}: {words}")
+        let Self { capability, target, .. } = self;
+        format!("{capability} denied: {target}: {}", self.words())
+    }
+
+    /// Why, without capability and target, which a script's error has as fields of their own.
+    fn words(&self) -> &str {
+        self.detail.note.as_deref().unwrap_or(self.reason.sentence())
     }
 
     /// One line for the operator's log, with everything that is known.
@@ -195,7 +199,7 @@ impl std::error::Error for Refusal {}
 
 impl From<Refusal> for OperationError {
     fn from(refusal: Refusal) -> Self {
-        let message = refusal.message();
+        let message = refusal.words().to_owned();
         let Refusal { capability, target, reason: _, rule: _, fix, detail: _ } = refusal;
         let capability = Some(capability.to_owned());
         Self { capability, target: Some(target), fix, ..Self::new(ErrorKind::Denied, message) }
@@ -247,7 +251,7 @@ mod tests {
         let tenant = Tenant::without_grants("acme", "main.luau");
         let error = OperationError::from(kv::decide(None, "visits").expect_err("not granted").with_fix(&tenant));
         assert_eq!(error.kind, ErrorKind::Denied);
-        assert_eq!(error.message, "kv denied: visits: the policy grants this tenant nothing of the kind");
+        assert_eq!(error.message, "the policy grants this tenant nothing of the kind");
         assert_eq!(error.capability.as_deref(), Some("kv"));
         assert_eq!(error.target.as_deref(), Some("visits"));
         assert_eq!(error.fix.as_deref(), Some("[tenant.acme.allow.kv]\n"));

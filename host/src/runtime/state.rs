@@ -25,6 +25,10 @@ use crate::{
 /// Most bytes that a guest gets from one call for random bytes.
 const MAX_RANDOM_BYTES: u64 = 65_536;
 
+/// Most operations of one VM under way at once. The guest stops its scripts at fewer; this stops a guest
+/// that was taken over.
+const MAX_RUNNING: usize = 128;
+
 /// The store data of one VM.
 pub struct State {
     pub(super) wasi: WasiP1Ctx,
@@ -106,6 +110,9 @@ impl Effects {
 
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
     fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
+        if self.running.len() >= MAX_RUNNING {
+            return Some(Err(OperationError::limit("pending_operations", "too many operations are under way")));
+        }
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
         self.by_id.retain(|_, operation| !operation.is_finished());

@@ -1,8 +1,9 @@
-"""Copies the published mlua crate and makes the few changes that the guest needs.
+"""Copies published crates and makes the few changes that the guest needs.
 
-Usage: patch_mlua.py METADATA TARGET, where METADATA is what `cargo metadata` printed.
-Each change names its file, what stands there, what shall stand there, and why. One that finds
-anything but exactly one place is an error, so a new version of mlua cannot be patched by halves.
+Usage: patch_crates.py METADATA FOLDER, where METADATA is what `cargo metadata` printed; each copy
+goes to FOLDER/NAME. Each change names its file, what stands there, what shall stand there, and why.
+One that finds anything but exactly one place is an error, so a new version of a crate cannot be
+patched by halves.
 """
 
 import json
@@ -10,7 +11,7 @@ import os
 import shutil
 import sys
 
-CHANGES = [
+MLUA = [
     # WASI has no tmpfile, which the heap dump writes to. Without one the dump ends at once, with nothing.
     (
         "src/luau/heap_dump.rs",
@@ -114,13 +115,33 @@ pub(crate) struct MemoryState {
     ),
 ]
 
+LUAU = [
+    # Luau gives each size of object pages of its own, and each page that a request touches is one that
+    # the host must put back. With small pages the sizes lie close together in memory.
+    (
+        "luau/VM/src/lmem.cpp",
+        "const size_t kSmallPageSize = 16 * 1024 - kExternalAllocatorMetaDataReduction;\n"
+        "const size_t kLargePageSize = 32 * 1024 - kExternalAllocatorMetaDataReduction;\n",
+        "const size_t kSmallPageSize = 1024 - kExternalAllocatorMetaDataReduction;\n"
+        "const size_t kLargePageSize = 4 * 1024 - kExternalAllocatorMetaDataReduction;\n",
+    ),
+]
 
-def main(metadata, target):
+CHANGES = {"mlua": MLUA, "luau0-src": LUAU}
+
+
+def main(metadata, folder):
     with open(metadata, encoding="utf-8") as file:
         packages = json.load(file)["packages"]
-    manifest = next(package["manifest_path"] for package in packages if package["name"] == "mlua")
-    shutil.copytree(os.path.dirname(manifest), target)
-    for name, old, new in CHANGES:
+    for crate, changes in CHANGES.items():
+        manifest = next(package["manifest_path"] for package in packages if package["name"] == crate)
+        target = os.path.join(folder, crate)
+        shutil.copytree(os.path.dirname(manifest), target)
+        apply(changes, target)
+
+
+def apply(changes, target):
+    for name, old, new in changes:
         path = os.path.join(target, name)
         with open(path, encoding="utf-8") as file:
             text = file.read()
