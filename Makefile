@@ -30,6 +30,7 @@ demo: build ## Serve policies/demo.toml
 .PHONY: test
 test: guest ## Run all tests
 	$(CARGO) test --workspace
+	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) test
 
 .PHONY: format
 format: ## Format the code
@@ -41,6 +42,7 @@ lint: guest ## Check format and lints, warnings denied
 	$(CARGO) fmt --all --check
 	cd guest && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: ci
 ci: lint test ## What must pass before a change lands

@@ -49,11 +49,11 @@ impl MemoryState {
         self.aim();
     }
 
-    // At seven eighths of the limit, and never before half of what is left is used: the cost of all
-    // collections stays in proportion to what was allocated.
+    // When half of what is free now is used: the other half is for a large block, which cannot wait for a
+    // collection, and the cost of all collections stays in proportion to what was allocated.
     fn aim(&mut self) {
         let free = (self.memory_limit - self.used_memory).max(0);
-        self.collect_above = (self.memory_limit / 8 * 7).max(self.used_memory + free / 2);
+        self.collect_above = self.used_memory + free / 2;
     }
 
     // An interrupt that somebody else has set goes first; the next allocation asks again.

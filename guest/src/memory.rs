@@ -1,4 +1,4 @@
-//! Memory outside the script's heap, for copies on their way to or from the host.
+//! Memory for large copies on their way to or from the host.
 //!
 //! Rust aborts when it cannot allocate, which is a trap and the end of the instance. So large copies ask here
 //! first, and a script gets "not enough memory" as an error that it can catch.
@@ -26,6 +26,20 @@ pub fn reserve(lua: &Lua, bytes: usize) -> mlua::Result<()> {
 /// Whether there is so much in one piece. The piece is free again afterwards, for the copy itself.
 fn is_free(bytes: usize) -> bool {
     Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
+}
+
+/// Makes a string of the script's, if need be by collecting its garbage.
+///
+/// # Errors
+/// [`mlua::Error::MemoryError`] when there is no memory for it.
+pub fn string(lua: &Lua, bytes: &[u8]) -> mlua::Result<LuaString> {
+    match lua.create_string(bytes) {
+        Err(mlua::Error::MemoryError(_)) => {
+            lua.gc_collect()?;
+            lua.create_string(bytes)
+        }
+        made => made,
+    }
 }
 
 /// Copies a string of the script's that goes to the host: room for the copy and for the message with it.

@@ -23,7 +23,7 @@ pub fn request_table(lua: &Lua, request: Request) -> mlua::Result<Table> {
     // Of several values of one name, the last wins.
     table.raw_set("query", lua.create_table_from(query.into_iter().collect::<BTreeMap<_, _>>())?)?;
     table.raw_set("headers", headers::to_table(lua, headers)?)?;
-    table.raw_set("body", lua.create_string(body)?)?;
+    table.raw_set("body", memory::string(lua, &body)?)?;
     Ok(table)
 }
 

@@ -7,7 +7,7 @@ use neoc_abi::{Operation as AnyOperation, Reply as AnyReply};
 use super::arguments::Arguments;
 use super::{Answer, Body, Function, Module};
 use crate::failure::Failure;
-use crate::operation;
+use crate::{memory, operation};
 
 /// The module.
 pub const MODULE: Module = Module {
@@ -25,7 +25,7 @@ pub const MODULE: Module = Module {
 async fn read(lua: Lua, arguments: Arguments) -> Answer {
     let path = arguments.text(0, "path")?;
     match perform(&arguments, Operation::Read { path }).await? {
-        Reply::Content(content) => Ok(Value::String(lua.create_string(content)?)),
+        Reply::Content(content) => Ok(Value::String(memory::string(&lua, &content)?)),
         Reply::Done | Reply::Names(_) => Err(super::mismatched_reply()),
     }
 }

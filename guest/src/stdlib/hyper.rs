@@ -207,7 +207,7 @@ fn response_table(lua: &Lua, response: Response) -> Answer {
     let table = lua.create_table_with_capacity(0, 4)?;
     table.raw_set("status", status)?;
     table.raw_set("headers", headers::to_table(lua, headers)?)?;
-    table.raw_set("body", lua.create_string(body)?)?;
+    table.raw_set("body", memory::string(lua, &body)?)?;
     table.raw_set("ok", (200..300).contains(&status))?;
     Ok(Value::Table(table))
 }

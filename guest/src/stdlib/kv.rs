@@ -7,7 +7,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 use super::arguments::Arguments;
 use super::{Answer, Body, Function, Module};
 use crate::failure::Failure;
-use crate::operation;
+use crate::{memory, operation};
 
 /// The module.
 pub const MODULE: Module = Module {
@@ -23,7 +23,7 @@ pub const MODULE: Module = Module {
 
 async fn get(lua: Lua, arguments: Arguments) -> Answer {
     match perform(&arguments, Operation::Get { key: key(&arguments)? }).await? {
-        Reply::Value(Some(value)) => Ok(Value::String(lua.create_string(value)?)),
+        Reply::Value(Some(value)) => Ok(Value::String(memory::string(&lua, &value)?)),
         Reply::Value(None) => Ok(Value::Nil),
         Reply::Stored | Reply::Deleted(_) => Err(super::mismatched_reply()),
     }

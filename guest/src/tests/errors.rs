@@ -125,6 +125,11 @@ fn a_script_may_keep_most_of_its_memory_alive() {
 }
 
 #[test]
+fn garbage_does_not_stand_in_the_way_of_a_large_string() {
+    check("for i = 1, 50 do local s = string.rep('x', 3e6) .. i end print('done')", "done");
+}
+
+#[test]
 fn a_syntax_error_names_the_line() {
     for mode in [Mode::Handler, Mode::Script, Mode::Check] {
         let (_, finish) = Guest::load("local x =\n\nlocal", mode);

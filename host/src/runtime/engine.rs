@@ -75,9 +75,10 @@ fn pool(instances: u32) -> PoolingAllocationConfig {
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .table_keep_resident(64 * 1024)
         .decommit_batch_size(1);
-    if !swap_is_on() {
-        // With swap on, a swapped-out page looks untouched to the scan, and would be handed to the
-        // next tenant as it is.
+    if swap_is_on() {
+        // A swapped-out page looks untouched to the scan, and would be handed to the next tenant as it is.
+        tracing::warn!("swap is on: instances are reset the slow way, because the fast one is not safe with it");
+    } else {
         pool.pagemap_scan(Enabled::Auto);
     }
     pool

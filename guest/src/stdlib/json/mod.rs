@@ -18,6 +18,7 @@ use neoc_abi::OperationError;
 
 use super::arguments::Arguments;
 use super::{Answer, Body, Function, Module};
+use crate::memory;
 
 /// Deepest nesting, both ways. serde_json's own limit is 128.
 const MAX_DEPTH: usize = 64;
@@ -67,7 +68,7 @@ fn markers(lua: &Lua) -> mlua::AppDataRef<'_, Markers> {
 
 fn encode(lua: &Lua, arguments: &Arguments) -> Answer {
     let text = encode::encode(lua, &markers(lua), &arguments.values[0])?;
-    Ok(Value::String(lua.create_string(text)?))
+    Ok(Value::String(memory::string(lua, &text)?))
 }
 
 fn decode(lua: &Lua, arguments: &Arguments) -> Answer {
