@@ -11,7 +11,7 @@ from pathlib import Path
 from lib import chart, machine, peers, report
 from lib.failure import Failure
 from lib.metrics import cli, compute, crowd, fairness, hello, outbound, parked, start, tenants
-from lib.peers import Field
+from lib.peers import PROGRAMS, Field
 from lib.place import BENCH, BUILD
 from lib.report import Section
 from lib.scale import FULL, QUICK, Scale
@@ -34,6 +34,8 @@ def main() -> int:
     """Measures, prints, writes the report."""
     arguments = _arguments()
     scale = QUICK if arguments.quick else FULL
+    if arguments.neoc:
+        PROGRAMS["neoc"] = arguments.neoc.resolve()
     # Every parked request is a connection on either side.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -52,8 +54,8 @@ def main() -> int:
         sections.append(section)
     for name, reason in absent.items():
         print(f"left out: {name}: {reason}")
-    # Only a whole run may replace the report that is kept.
-    folder = BUILD if arguments.quick or arguments.only else BENCH
+    # Only a whole run of the build that is there may replace the report that is kept.
+    folder = BUILD if arguments.quick or arguments.only or arguments.neoc else BENCH
     _write(folder, machine.describe(scale, watch), absent, sections)
     return 0
 
@@ -62,6 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures neoc beside every peer that is installed.")
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, not how fast")
     parser.add_argument("--only", action="append", choices=METRICS, help="one measurement; may be repeated")
+    parser.add_argument("--neoc", type=Path, metavar="FILE", help="another build of neoc than target/debug/neoc")
     return parser.parse_args()
 
 

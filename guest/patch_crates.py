@@ -41,6 +41,8 @@ MLUA = [
     collect_above: isize,
     // Where to ask. Null as long as there is no limit.
     callbacks: *mut ffi::lua_Callbacks,
+    // Whether it has asked, and nothing was collected since.
+    collection_wanted: bool,
 }
 
 impl MemoryState {
@@ -56,8 +58,10 @@ impl MemoryState {
         self.collect_above = self.used_memory + free / 2;
     }
 
-    // An interrupt that somebody else has set goes first; the next allocation asks again.
+    // An interrupt that somebody else has set goes first, and does this one's work as well: see
+    // `neoc_collect_if_wanted`.
     unsafe fn ask_for_collection(&mut self) {
+        self.collection_wanted = true;
         if !self.callbacks.is_null() && (*self.callbacks).interrupt.is_none() {
             (*self.callbacks).interrupt = Some(collect);
         }
@@ -71,8 +75,17 @@ unsafe extern "C-unwind" fn collect(state: *mut ffi::lua_State, gc: std::os::raw
         if interrupt.is_some_and(|interrupt| ptr::fn_addr_eq(interrupt, collect as unsafe extern "C-unwind" fn(_, _))) {
             *interrupt = None;
         }
+        (*MemoryState::get(state)).collection_wanted = false;
         ffi::lua_gc(state, ffi::LUA_GCCOLLECT, 0);
         (*MemoryState::get(state)).aim();
+    }
+}
+
+// For an interrupt that took the place of `collect`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn neoc_collect_if_wanted(state: *mut ffi::lua_State) {
+    if (*MemoryState::get(state)).collection_wanted {
+        collect(state, -1);
     }
 }
 """,
@@ -89,6 +102,7 @@ unsafe extern "C-unwind" fn collect(state: *mut ffi::lua_State, gc: std::os::raw
             limit_reached: false,
             collect_above: isize::MAX,
             callbacks: ptr::null_mut(),
+            collection_wanted: false,
         }
     }
 }

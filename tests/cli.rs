@@ -164,3 +164,24 @@ fn a_script_sees_exactly_the_committed_list_of_names() {
     let expected = fs::read_to_string(repository().join("guest/globals.txt")).unwrap();
     assert_eq!(got.stdout, expected, "{}", got.stderr);
 }
+
+#[test]
+fn a_corrupt_cached_image_is_built_again_and_never_run() {
+    let folder = folder(&[("script.luau", "print('sound')")]);
+    let cache = folder.path().join("cache");
+    let run = || {
+        let mut command = neoc();
+        output(command.current_dir(folder.path()).env("NEOC_CACHE_DIR", &cache).args(["run", "script.luau"]))
+    };
+    assert_eq!(run().stdout, "sound\n");
+    let mut images = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let image = images.find(|path| path.extension().is_some_and(|extension| extension == "cwasm")).unwrap();
+    let mut content = fs::read(&image).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    fs::write(&image, content).unwrap();
+    let got = run();
+    assert_eq!((got.exit, got.stdout.as_str()), (0, "sound\n"));
+    assert!(got.stderr.contains("corrupt"), "{}", got.stderr);
+    assert_eq!(run().stderr, "", "the one built in its place is sound");
+}

@@ -4,7 +4,7 @@
 //! late the kills came.
 
 use std::{
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use neoc::{
     broker::Broker,
     capability::Capabilities,
     policy::{Preemption, Tenant},
-    runtime::{Ended, Effects, Failure, Job, Runtime, Settings, SharedImage, Source},
+    runtime::{Effects, Ended, Failure, Job, Runtime, Settings, Share, SharedImage, Source},
     script_log::ScriptLog,
 };
 use neoc_abi::event::{Event, Finish, Mode, Module};
@@ -29,12 +29,19 @@ const ENDLESS: [(&str, &str); 12] = [
     ("find backtracking", "string.find(('x'):rep(100), ('x?'):rep(100) .. ('x'):rep(100))"),
     ("lazy find", "while true do (('a'):rep(2 ^ 16)):find('.-.-.-b') end"),
     ("plain find", "local h, n = ('a'):rep(2 ^ 18), ('a'):rep(2 ^ 17) .. 'b' while true do h:find(n, 1, true) end"),
-    ("sort", "local t = {} for i = 1, 50000 do t[i] = i * 7919 % 50021 end while true do table.sort(table.clone(t)) end"),
+    (
+        "sort",
+        "local t = {} for i = 1, 50000 do t[i] = i * 7919 % 50021 end while true do table.sort(table.clone(t)) end",
+    ),
     ("insert", "local t = table.create(2 ^ 18, 1) while true do table.insert(t, 1, 1) table.remove(t) end"),
     ("fill", "local b = buffer.create(2 ^ 22) while true do buffer.fill(b, 0, 1) end"),
     ("interning", "while true do for i = 1, 1e7 do local _ = tostring(i) end end"),
     ("errors", "while true do pcall(error, 'x') end"),
 ];
+
+fn share() -> Share {
+    Share { tenant: "test".into(), weight: NonZeroU32::MIN }
+}
 
 struct Sandbox {
     io: tokio::runtime::Runtime,
@@ -47,8 +54,7 @@ struct Sandbox {
 impl Sandbox {
     fn start(preemption: Preemption) -> Self {
         let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let settings =
-            Settings { instances: 16, workers: NonZeroUsize::new(2), cache_dir: cache_dir(), preemption };
+        let settings = Settings { instances: 16, workers: NonZeroUsize::new(2), cache_dir: cache_dir(), preemption };
         let runtime = Arc::new(Runtime::start(&settings, io.handle()).unwrap());
         let tenant = Arc::new(Tenant::without_grants("test", std::path::Path::new("test.luau")));
         let broker = Arc::new(Broker::new([&tenant]));
@@ -59,7 +65,8 @@ impl Sandbox {
     fn load(&self, script: &str) -> SharedImage {
         let entry = Module { name: "test.luau".into(), source: script.into() };
         let source = Source { entry, mode: Mode::Script, memory_bytes: 32 << 20 };
-        let loaded = self.runtime.load(&"test".into(), source, ScriptLog::discard());
+        let share = share();
+        let loaded = self.runtime.load(&share, source, ScriptLog::discard());
         Arc::new(self.io.block_on(loaded).unwrap())
     }
 
@@ -68,7 +75,7 @@ impl Sandbox {
         let io = self.io.handle().clone();
         let (effects, completions) = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, io);
         let job = Job {
-            tenant: "test".into(),
+            share: share(),
             image: Arc::clone(image),
             event: Event::Run(vec![]),
             memory_bytes: 32 << 20,
@@ -95,7 +102,8 @@ impl Sandbox {
             });
             for (pair, cpu) in pairs {
                 let begin = Instant::now();
-                let ended = self.io.block_on(futures_util::future::join_all(pair.iter().map(|image| self.run(image, cpu))));
+                let ended =
+                    self.io.block_on(futures_util::future::join_all(pair.iter().map(|image| self.run(image, cpu))));
                 for end in ended {
                     assert_eq!(end.err(), Some(Failure::Cpu(cpu)));
                 }

@@ -11,6 +11,12 @@ use mlua::ffi::{lua_Callbacks, lua_State, lua_callbacks};
 
 use crate::host;
 
+unsafe extern "C-unwind" {
+    /// In mlua's allocator, see patch_crates.py: collects if the heap has grown near its limit, which it
+    /// asks for by the very pointer that the host writes to.
+    fn neoc_collect_if_wanted(state: *mut lua_State);
+}
+
 /// Where the pointer is. The same as long as the VM lives.
 ///
 /// # Errors
@@ -34,5 +40,7 @@ unsafe extern "C-unwind" fn pause(state: *mut lua_State, collector_phase: c_int)
         // SAFETY: Luau calls with a valid state.
         unsafe { (*lua_callbacks(state)).interrupt = None };
         host::pause();
+        // SAFETY: as above; an interrupt is a safe point for a collection.
+        unsafe { neoc_collect_if_wanted(state) };
     }
 }

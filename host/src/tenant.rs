@@ -7,14 +7,16 @@ use neoc_abi::event::{Mode, Module, ScriptError};
 use crate::{
     limits::RateLimiter,
     policy::{self, Rate},
-    runtime::{Failure, LoadError, Runtime, SharedImage, Source},
+    runtime::{Failure, LoadError, Runtime, Share, SharedImage, Source},
     script_log::{self, Quota, ScriptLog},
 };
 
 /// A tenant with its script loaded.
 pub struct Tenant {
-    /// Its name, as the queue of runnable VMs keys it.
+    /// Its name.
     pub name: Arc<str>,
+    /// Its part in the script workers' time.
+    pub share: Share,
     /// What it may do.
     pub policy: Arc<policy::Tenant>,
     /// Its script.
@@ -63,17 +65,18 @@ impl Tenant {
     /// See [`ScriptProblem`].
     pub async fn load(policy: Arc<policy::Tenant>, runtime: &Arc<Runtime>, mode: Mode) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
+        let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
         let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let source = read(&policy, mode, &key)?;
-        let image = runtime.load(&name, source, log).await.map_err(|error| match error {
+        let image = runtime.load(&share, source, log).await.map_err(|error| match error {
             LoadError::Script(error) => ScriptProblem::Broken { key, error },
             LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
         })?;
         tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
         let requests = RateLimiter::new(policy.limits.requests);
-        Ok(Self { name, image: Arc::new(image), requests, log_quota, policy })
+        Ok(Self { name, share, image: Arc::new(image), requests, log_quota, policy })
     }
 }
 

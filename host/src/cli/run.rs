@@ -11,7 +11,7 @@ use crate::{
     capability::Capabilities,
     policy::{Host, Tenant},
     request_id,
-    runtime::{Effects, Job, LoadError, Runtime, Settings, Source},
+    runtime::{Effects, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
 };
 
@@ -76,10 +76,10 @@ async fn run(
     entry: Module,
     arguments: Vec<String>,
 ) -> super::Result {
-    let name: Arc<str> = tenant.name.as_str().into();
+    let share = Share { tenant: tenant.name.as_str().into(), weight: tenant.limits.weight };
     let memory_bytes = usize::try_from(tenant.limits.memory_bytes)?;
     let source = Source { entry, mode: Mode::Script, memory_bytes };
-    let image = match runtime.load(&name, source, ScriptLog::terminal()).await {
+    let image = match runtime.load(&share, source, ScriptLog::terminal()).await {
         Ok(image) => Arc::new(image),
         Err(LoadError::Script(error)) => return Ok(fail(&error)),
         Err(LoadError::Failed(failure)) => return Err(failure.into()),
@@ -88,7 +88,7 @@ async fn run(
     let io = tokio::runtime::Handle::current();
     let (effects, completions) = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, io);
     let job = Job {
-        tenant: name,
+        share,
         image,
         event: Event::Run(arguments),
         memory_bytes,

@@ -17,6 +17,7 @@ const MAX_MEMORY_BYTES: u64 = 64 << 20;
 const MAX_CPU: Duration = Duration::from_secs(5 * 60);
 const MAX_WALL: Duration = Duration::from_secs(60 * 60);
 const MAX_CONNECTIONS: u32 = 10_000;
+const MAX_WEIGHT: u32 = 100;
 
 /// What one tenant may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Limits {
     pub operations: Rate,
     /// Outbound connections of the tenant at once. Over it calls wait their turn.
     pub connections: NonZeroU32,
+    /// Time slices per turn, when several tenants have work: its share of the script workers. 1 to 100.
+    pub weight: NonZeroU32,
 }
 
 /// So many events in a time.
@@ -56,6 +59,7 @@ impl Default for Limits {
             requests: Rate::per_second(const { NonZeroU32::new(200).expect("200 is not 0") }),
             operations: Rate::per_second(const { NonZeroU32::new(1000).expect("1000 is not 0") }),
             connections: const { NonZeroU32::new(32).expect("32 is not 0") },
+            weight: NonZeroU32::MIN,
         }
     }
 }
@@ -69,7 +73,7 @@ impl Rate {
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Limits {
-    let LimitsToml { memory, cpu, wall, requests, operations, connections } = raw;
+    let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = raw;
     let default = Limits::default();
     let wall_written = wall.is_some();
     let wall = errors.value(&child(at, "wall"), wall.as_ref(), |text| self::wall(text));
@@ -92,7 +96,16 @@ pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Lim
         connections: errors
             .value(&child(at, "connections"), connections.as_ref(), self::connections)
             .unwrap_or(default.connections),
+        weight: errors.value(&child(at, "weight"), weight.as_ref(), self::weight).unwrap_or(default.weight),
     }
+}
+
+fn weight(number: &i64) -> Result<NonZeroU32, Broken> {
+    u32::try_from(*number)
+        .ok()
+        .filter(|number| *number <= MAX_WEIGHT)
+        .and_then(NonZeroU32::new)
+        .ok_or_else(|| Broken::new("a weight of 1 to 100").write("1"))
 }
 
 fn memory(text: &str) -> Result<u64, Broken> {

@@ -101,6 +101,8 @@ pub struct LimitsToml {
     pub operations: Option<Text>,
     /// Outbound connections at once.
     pub connections: Option<Spanned<i64>>,
+    /// Share of the script workers, beside the others'.
+    pub weight: Option<Spanned<i64>>,
 }
 
 impl TableToml for LimitsToml {
@@ -111,6 +113,7 @@ impl TableToml for LimitsToml {
         ("requests", "\"200/s\""),
         ("operations", "\"1000/s\""),
         ("connections", "32"),
+        ("weight", "1"),
     ];
 }
 
@@ -199,9 +202,9 @@ mod tests {
         let TenantToml { script, routes, limits, allow } = examples();
         assert!(script.is_some() && routes.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
-        let LimitsToml { memory, cpu, wall, requests, operations, connections } = examples();
+        let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());
-        assert!(requests.is_some() && operations.is_some() && connections.is_some());
+        assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
         let AllowToml { http, fs, kv } = examples();
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some());
         let HttpToml { hosts, addresses, methods } = examples();

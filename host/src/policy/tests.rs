@@ -24,6 +24,7 @@ wall = "20 s"
 requests = "100/s"
 operations = "500/m"
 connections = 8
+weight = 4
 
 [[tenant.acme.allow.http]]
 hosts = ["https://api.example.com", "http://127.0.0.1:9000"]
@@ -78,12 +79,13 @@ fn every_key_of_a_file_is_enforced_as_written() {
     let acme = policy.tenant("acme").expect("there");
     assert_eq!(acme.script, Path::new("policies/../examples/hello/main.luau"));
     assert_eq!((acme.limits.memory_bytes, acme.limits.connections.get()), (16 << 20, 8));
+    assert_eq!(acme.limits.weight.get(), 4);
     assert_eq!((acme.limits.cpu.as_millis(), acme.limits.wall.as_secs()), (40, 20));
     assert_eq!((acme.limits.requests.count.get(), acme.limits.requests.per.as_secs()), (100, 1));
     assert_eq!((acme.limits.operations.count.get(), acme.limits.operations.per.as_secs()), (500, 60));
-    assert_eq!(acme.allow.http.iter().map(|rule| rule.line).collect::<Vec<_>>(), [21, 26]);
-    assert_eq!(acme.allow.fs.iter().map(|grant| grant.line).collect::<Vec<_>>(), [29, 34]);
-    assert_eq!(acme.allow.kv, Some(kv::Grant { line: 39 }));
+    assert_eq!(acme.allow.http.iter().map(|rule| rule.line).collect::<Vec<_>>(), [23, 28]);
+    assert_eq!(acme.allow.fs.iter().map(|grant| grant.line).collect::<Vec<_>>(), [31, 36]);
+    assert_eq!(acme.allow.kv, Some(kv::Grant { line: 41 }));
     let beta = policy.tenant("beta").expect("there");
     assert_eq!((beta.script.as_path(), beta.limits.clone()), (Path::new("/srv/beta.luau"), Limits::default()));
     assert!(beta.allow.http.is_empty() && beta.allow.fs.is_empty() && beta.allow.kv.is_none());

@@ -50,8 +50,10 @@ pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) 
         move |source| ImageError::Cache { path, source }
     };
     fs::create_dir_all(cache_dir).map_err(failed(cache_dir))?;
-    let path = cache_dir.join(format!("{}.cwasm", cache_key(engine, preemption)));
-    if let Some(module) = load(engine, &path) {
+    // The key's file names the image's file by its content. So two processes that build at once, each
+    // its own, never make an image and a hash that do not belong together.
+    let pointer = cache_dir.join(cache_key(engine, preemption)).with_extension("blake3");
+    if let Some(module) = load(engine, &pointer) {
         return Ok(module);
     }
     tracing::info!("compiling the base image; this happens once per version and machine");
@@ -60,8 +62,9 @@ pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) 
         snapshot = safepoint::instrument(&snapshot).map_err(ImageError::Build)?;
     }
     let compiled = engine.precompile_module(&snapshot).map_err(ImageError::Build)?;
-    store(&path, &compiled).map_err(failed(&path))?;
-    load(engine, &path).ok_or_else(|| ImageError::Build(wasmtime::Error::msg("the image just written does not load")))
+    store(&pointer, &compiled).map_err(failed(&pointer))?;
+    load(engine, &pointer)
+        .ok_or_else(|| ImageError::Build(wasmtime::Error::msg("the image just written does not load")))
 }
 
 /// Everything that the compiled code depends on: the guest, and wasmtime's version and settings.
@@ -87,26 +90,27 @@ fn cache_key(engine: &Engine, preemption: Preemption) -> String {
 }
 
 /// Maps a cached image. None when it is absent, corrupt or foreign; then it is rebuilt.
-fn load(engine: &Engine, path: &Path) -> Option<Module> {
-    let expected = fs::read_to_string(hash_path(path)).ok()?;
-    let mut file = File::open(path).ok()?;
+fn load(engine: &Engine, pointer: &Path) -> Option<Module> {
+    let expected = blake3::Hash::from_hex(fs::read(pointer).ok()?).ok()?;
+    let path = image_path(pointer, expected);
+    let mut file = File::open(&path).ok()?;
     let mut content = Vec::new();
     file.read_to_end(&mut content).ok()?;
-    if blake3::hash(&content).to_hex().as_str() != expected {
+    if blake3::hash(&content) != expected {
         tracing::warn!(path = %path.display(), "the cached base image is corrupt; building it again");
         return None;
     }
     drop(content);
     // SAFETY: `deserialize_open_file` trusts the file to be what this engine wrote. Its hash was
-    // just compared with the one written beside it, over this same open file; its name holds the
+    // just compared with the pointer's, over this same open file; the pointer's name is a hash of the
     // guest, the wasmtime version and the engine settings; and the folder belongs to the operator.
     #[allow(unsafe_code)]
     let module = unsafe { Module::deserialize_open_file(engine, file) };
     module.inspect_err(|error| tracing::warn!("the cached base image does not load: {error:#}")).ok()
 }
 
-/// Writes image and hash so that a crash, or two processes at once, never leave half a file.
-fn store(path: &Path, compiled: &[u8]) -> io::Result<()> {
+/// Writes the image, then what points to it, so that a crash never leaves half of either.
+fn store(pointer: &Path, compiled: &[u8]) -> io::Result<()> {
     let replace = |target: &Path, content: &[u8]| {
         let temporary = target.with_extension(format!("{}.tmp", std::process::id()));
         let mut file = File::create(&temporary)?;
@@ -114,12 +118,13 @@ fn store(path: &Path, compiled: &[u8]) -> io::Result<()> {
         file.sync_all()?;
         fs::rename(temporary, target)
     };
-    replace(&hash_path(path), blake3::hash(compiled).to_hex().as_bytes())?;
-    replace(path, compiled)
+    let hash = blake3::hash(compiled);
+    replace(&image_path(pointer, hash), compiled)?;
+    replace(pointer, hash.to_hex().as_bytes())
 }
 
-fn hash_path(image: &Path) -> PathBuf {
-    image.with_extension("blake3")
+fn image_path(pointer: &Path, hash: blake3::Hash) -> PathBuf {
+    pointer.with_file_name(hash.to_hex().as_str()).with_extension("cwasm")
 }
 
 /// Runs the guest's `init` and writes what it leaves into a module.

@@ -45,6 +45,7 @@ use wasmtime::{Engine, InstancePre, Linker};
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
 pub use image::ImageError;
+pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
 
@@ -125,7 +126,7 @@ pub struct Source {
 /// One piece of work for a VM.
 pub struct Job {
     /// Whose line it waits in.
-    pub tenant: Arc<str>,
+    pub share: Share,
     /// The loaded script.
     pub image: SharedImage,
     /// What to do.
@@ -194,12 +195,12 @@ impl Runtime {
     /// [`LoadError::Script`] when the script is at fault, [`LoadError::Failed`] when its VM was killed.
     pub async fn load(
         self: &Arc<Self>,
-        tenant: &Arc<str>,
+        share: &Share,
         source: Source,
         log: ScriptLog,
     ) -> Result<TenantImage, LoadError> {
         let runtime = Arc::clone(self);
-        self.on_worker(tenant, async move {
+        self.on_worker(share, async move {
             let failed = |error: wasmtime::Error| LoadError::Failed(Failure::from_wasmtime(&error, LOAD_CPU));
             let heap_bytes = source.memory_bytes.saturating_sub(runtime.base_memory.len() + HEAP_RESERVE_BYTES);
             let bundle = Bundle {
@@ -225,17 +226,17 @@ impl Runtime {
     /// # Errors
     /// Why its VM was killed.
     pub async fn run(self: &Arc<Self>, job: Job) -> Result<Ended, Failure> {
-        let (wall, tenant) = (job.wall, Arc::clone(&job.tenant));
+        let (wall, share) = (job.wall, job.share.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
         let runtime = Arc::clone(self);
-        let work = self.on_worker(&tenant, async move { runtime.drive(job).await });
+        let work = self.on_worker(&share, async move { runtime.drive(job).await });
         tokio::time::timeout_at(deadline, work).await.map_err(|_| Failure::Wall(wall))??
     }
 
     /// Runs `work` on a script worker, in the tenant's line, once a VM slot is free.
     async fn on_worker<T: Send + 'static>(
         &self,
-        tenant: &Arc<str>,
+        share: &Share,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Failure> {
         let slot = tokio::time::timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await;
@@ -246,7 +247,7 @@ impl Runtime {
             drop(slot);
             result
         };
-        let result = self.scheduler.spawn(tenant, work).fallible().await;
+        let result = self.scheduler.spawn(share, work).fallible().await;
         result.ok_or_else(|| Failure::Internal("a script worker panicked".into()))
     }
 

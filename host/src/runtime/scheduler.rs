@@ -1,13 +1,13 @@
 //! Script workers: OS threads that run guests, apart from the I/O runtime, by fair turns.
 //!
 //! A guest is a future that gives up its worker at the end of its time slice. The queue is one line per
-//! tenant, served round robin, so a tenant with a hundred busy requests gets no more turns than a
-//! tenant with one. I/O completions and timers never wait here: they run on Tokio's own threads.
+//! tenant, served round robin, and a turn is as many slices as the tenant's weight: so a tenant with a
+//! hundred busy requests gets no more than a tenant with one of the same weight. I/O completions and timers never wait here: they run on Tokio's own threads.
 
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -17,6 +17,15 @@ use async_task::{Runnable, Task};
 use parking_lot::{Condvar, Mutex};
 
 use super::preempt::Watcher;
+
+/// A tenant's part in the workers' time.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// Whose line.
+    pub tenant: Arc<str>,
+    /// Slices in one turn.
+    pub weight: NonZeroU32,
+}
 
 /// The worker threads and their queue. Dropping it ends the threads after their current slice.
 pub struct Scheduler {
@@ -51,14 +60,14 @@ impl Scheduler {
         Ok(Self { queue, workers })
     }
 
-    /// Puts `future` in `tenant`'s line. Dropping the task cancels the future at its next yield.
-    pub fn spawn<F>(&self, tenant: &Arc<str>, future: F) -> Task<F::Output>
+    /// Puts `future` in `share`'s line. Dropping the task cancels the future at its next yield.
+    pub fn spawn<F>(&self, share: &Share, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (queue, tenant) = (Arc::clone(&self.queue), Arc::clone(tenant));
-        let (runnable, task) = async_task::spawn(future, move |runnable| queue.push(&tenant, runnable));
+        let (queue, share) = (Arc::clone(&self.queue), share.clone());
+        let (runnable, task) = async_task::spawn(future, move |runnable| queue.push(&share, runnable));
         runnable.schedule();
         task
     }
@@ -97,8 +106,14 @@ struct Lines<T> {
     /// Only tenants with somebody waiting have a line, so the map stays as small as the load.
     by_tenant: HashMap<Arc<str>, VecDeque<T>>,
     /// The order of turns. Holds each key of `by_tenant` exactly once.
-    turns: VecDeque<Arc<str>>,
+    turns: VecDeque<Turn>,
     closed: bool,
+}
+
+struct Turn {
+    share: Share,
+    /// Slices that are left of it.
+    left: u32,
 }
 
 impl<T> Default for FairQueue<T> {
@@ -110,16 +125,16 @@ impl<T> Default for FairQueue<T> {
 
 impl<T> FairQueue<T> {
     /// Appends to the tenant's line. Never waits.
-    fn push(&self, tenant: &Arc<str>, item: T) {
+    fn push(&self, share: &Share, item: T) {
         let mut lines = self.lines.lock();
         if lines.closed {
             return;
         }
-        if let Some(line) = lines.by_tenant.get_mut(tenant) {
+        if let Some(line) = lines.by_tenant.get_mut(&share.tenant) {
             line.push_back(item);
         } else {
-            lines.by_tenant.insert(Arc::clone(tenant), VecDeque::from([item]));
-            lines.turns.push_back(Arc::clone(tenant));
+            lines.by_tenant.insert(Arc::clone(&share.tenant), VecDeque::from([item]));
+            lines.turns.push_back(Turn { share: share.clone(), left: share.weight.get() });
         }
         drop(lines);
         self.arrival.notify_one();
@@ -154,13 +169,17 @@ impl<T> FairQueue<T> {
 
 impl<T> Lines<T> {
     fn take_turn(&mut self) -> Option<T> {
-        let tenant = self.turns.pop_front()?;
-        let line = self.by_tenant.get_mut(&tenant)?;
+        let mut turn = self.turns.pop_front()?;
+        let line = self.by_tenant.get_mut(&turn.share.tenant)?;
         let item = line.pop_front();
+        turn.left -= 1;
         if line.is_empty() {
-            self.by_tenant.remove(&tenant);
+            self.by_tenant.remove(&turn.share.tenant);
+        } else if turn.left > 0 {
+            self.turns.push_front(turn);
         } else {
-            self.turns.push_back(tenant);
+            turn.left = turn.share.weight.get();
+            self.turns.push_back(turn);
         }
         item
     }
@@ -170,25 +189,39 @@ impl<T> Lines<T> {
 mod tests {
     use super::*;
 
+    fn share(tenant: &str, weight: u32) -> Share {
+        Share { tenant: tenant.into(), weight: NonZeroU32::new(weight).expect("not 0") }
+    }
+
+    /// The order in which a queue with these items gives them out.
+    fn order(items: &[(&Share, &'static str)]) -> Vec<&'static str> {
+        let queue = FairQueue::default();
+        for (share, item) in items {
+            queue.push(share, *item);
+        }
+        items.iter().filter_map(|_| queue.pop()).collect()
+    }
+
     #[test]
     fn a_tenant_with_many_runnable_requests_gets_no_more_turns() {
-        let queue = FairQueue::default();
-        let (busy, calm): (Arc<str>, Arc<str>) = ("busy".into(), "calm".into());
-        for index in 0..3 {
-            queue.push(&busy, format!("busy {index}"));
-        }
-        queue.push(&calm, "calm 0".to_owned());
-        let order: Vec<_> = (0..4).filter_map(|_| queue.pop()).collect();
-        assert_eq!(order, ["busy 0", "calm 0", "busy 1", "busy 2"]);
+        let (busy, calm) = (share("busy", 1), share("calm", 1));
+        assert_eq!(order(&[(&busy, "b0"), (&busy, "b1"), (&busy, "b2"), (&calm, "c0")]), ["b0", "c0", "b1", "b2"]);
+    }
+
+    #[test]
+    fn a_turn_has_as_many_slices_as_the_tenants_weight() {
+        let (heavy, light) = (share("heavy", 2), share("light", 1));
+        let items = [(&light, "l0"), (&light, "l1"), (&heavy, "h0"), (&heavy, "h1"), (&heavy, "h2")];
+        assert_eq!(order(&items), ["l0", "h0", "h1", "l1", "h2"]);
     }
 
     #[test]
     fn a_closed_queue_gives_nothing_out() {
         let queue = FairQueue::default();
-        queue.push(&"a".into(), 1);
+        queue.push(&share("a", 1), 1);
         queue.close();
         assert_eq!(queue.pop(), None);
-        queue.push(&"a".into(), 2);
+        queue.push(&share("a", 1), 2);
         assert_eq!(queue.pop(), None);
     }
 }

@@ -123,7 +123,7 @@ impl Service {
         let limits = &tenant.policy.limits;
         let begin = Instant::now();
         let job = Job {
-            tenant: Arc::clone(&tenant.name),
+            share: tenant.share.clone(),
             image: Arc::clone(&tenant.image),
             event: Event::Request(request),
             memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
