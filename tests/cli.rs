@@ -58,6 +58,7 @@ fn a_loop_inside_pcall_ends_by_itself_with_a_clear_message() {
     assert!(got.stderr.contains("killed: the script used up its CPU budget of 5000 ms"), "{}", got.stderr);
 }
 
+/// LX-09 of the attacks that the cases are named after.
 #[test]
 fn deeply_nested_source_is_an_error_of_the_script() {
     let nests = [("(", ")"), ("do ", " end"), ("{", "}"), ("function() ", " end"), ("`{", "}`"), ("-", "")];
@@ -68,6 +69,7 @@ fn deeply_nested_source_is_an_error_of_the_script() {
     }
 }
 
+/// LX-08.
 #[test]
 fn bytecode_is_never_loaded() {
     for first in ["\u{1b}Lua", "\u{6}", "\u{0}", "\u{3}abc"] {
@@ -77,6 +79,7 @@ fn bytecode_is_never_loaded() {
     }
 }
 
+/// LX-10.
 #[test]
 fn a_source_over_the_limit_is_refused() {
     let table = format!("return {{{}}}", "1,".repeat(1_000_000));
@@ -157,6 +160,7 @@ fn host_refuses_to_start_on_a_broken_policy() {
     assert!(got.stderr.contains("policy.toml:1:"), "{}", got.stderr);
 }
 
+/// LX-02.
 #[test]
 fn a_script_sees_exactly_the_committed_list_of_names() {
     let walk = fs::read_to_string(repository().join("tests/globals.luau")).unwrap();

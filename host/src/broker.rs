@@ -206,7 +206,10 @@ impl Refused {
 
     fn operator_detail(&self) -> String {
         match self {
-            Self::NotPermitted(refusal) => refusal.operator_detail(),
+            Self::NotPermitted(refusal) => match refusal.operator_fix() {
+                Some(fix) => format!("{}; fix: {fix}", refusal.operator_detail()),
+                None => refusal.operator_detail(),
+            },
             Self::OverLimit { message, .. } => message.clone(),
             Self::Invalid(error) => error.message.clone(),
         }

@@ -7,7 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`policy`] | what a tenant may do: TOML as written to [`policy::Policy`] as enforced. Pure |
-//! | [`limits`] | how much: rates, slots and budgets. Time is an argument |
+//! | [`limits`] | how much: rates. Time is an argument |
 //! | [`audit`] | one record and one counter per decision |
 //! | [`broker`] | the only door to an effect: a permit or a refusal |
 //! | [`capability`] | doing it: one file per capability, each effect takes a permit |

@@ -87,11 +87,6 @@ impl Permit {
         }
     }
 
-    /// Who asked.
-    pub fn caller(&self) -> &Arc<Caller> {
-        &self.caller
-    }
-
     /// What its connections may reach. Pooled connections are kept apart by it, because a connection
     /// out of the pool skips the checks of connecting.
     pub fn reach(&self) -> Reach {

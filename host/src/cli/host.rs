@@ -47,8 +47,9 @@ pub fn main(arguments: &Arguments) -> super::Result {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listen = policy.host.listen;
         let service = Arc::new(Service::load(policy, Arc::clone(&runtime)).await?);
-        let server =
-            Server::bind(listen, service).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let server = Server::bind(listen, Arc::clone(&service))
+            .await
+            .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
         println!("listening on http://{}", server.address()?);
         let drained = server
             .serve(async {
@@ -59,6 +60,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
                 tracing::info!("draining: no new connections; running requests may finish");
             })
             .await;
+        service.log_decisions();
         Ok::<_, Box<dyn std::error::Error>>(drained)
     })?;
     if !drained {

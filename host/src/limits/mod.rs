@@ -1,4 +1,4 @@
-//! How much a tenant may use: rates, slots and budgets.
+//! How much a tenant may use: rates.
 //!
 //! Nothing here waits, and nothing here knows what it counts. Time comes in from outside, as a clock
 //! type or a duration, so that every test decides what time it is. Each limiter belongs to one tenant
@@ -8,13 +8,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`rate`] | so many events in a time; refused events say when to try again |
-//! | [`slots`] | so many things at once; a guard gives its slot back |
-//! | [`budget`] | so much in all; what is used does not come back |
 
-pub mod budget;
 pub mod rate;
-pub mod slots;
 
-pub use budget::{ByteBudget, CpuBudget, Exhausted};
 pub use rate::{OverLimit, RateLimiter};
-pub use slots::{Slot, Slots};

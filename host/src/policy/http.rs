@@ -62,20 +62,6 @@ pub struct HttpMatch {
     rules: Vec<usize>,
 }
 
-// === impl HttpMatch ===
-
-impl HttpMatch {
-    /// The rules, in the file's order.
-    pub fn rules(&self) -> &[usize] {
-        &self.rules
-    }
-
-    /// The rule to name in a record.
-    pub fn first(&self) -> usize {
-        self.rules[0]
-    }
-}
-
 // === impl Method ===
 
 impl Method {
@@ -183,7 +169,7 @@ impl Call<'_> {
             Class::Public => (Reason::AddressNotAllowed, "public"),
         };
         let refusal = self.refuse(reason).operator_note(format!("the address is {address}, {what}"));
-        let first = matched.first();
+        let first = matched.rules[0];
         let refusal = match self.rules.get(first) {
             Some(rule) => refusal.near(first, rule.line),
             None => refusal,

@@ -40,7 +40,7 @@ use neoc_abi::{
     event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start},
 };
 use tokio::sync::{Semaphore, mpsc};
-use wasmtime::{Engine, InstancePre, Linker};
+use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
@@ -278,11 +278,6 @@ impl Runtime {
         let mut vm = Vm::instantiate(&self.image, &self.preempt, state).await?;
         image.restore(&mut vm)?;
         Ok(vm)
-    }
-
-    /// The engine, for its metrics.
-    pub fn engine(&self) -> &Engine {
-        self.image.module().engine()
     }
 }
 

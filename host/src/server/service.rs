@@ -70,6 +70,13 @@ impl Service {
         Ok(Self { policy, tenants, runtime, broker, capabilities, io })
     }
 
+    /// Logs how many operations were permitted, and how many refused for which reason.
+    pub fn log_decisions(&self) {
+        for ((capability, reason), count) in self.broker.decisions().counters() {
+            tracing::info!(target: "neoc::audit", capability, reason, count, "decisions since the start");
+        }
+    }
+
     /// Answers one request. Dropping the future, as when the client leaves, cancels the script.
     pub async fn respond(&self, request: Request<Incoming>) -> Answer {
         let id = request_id::fresh();
