@@ -48,3 +48,18 @@ unsafe extern "C" fn neoc_free(memory: *mut u8) {
         dealloc(block, Layout::from_size_align_unchecked(size + HEADER_BYTES, HEADER_BYTES));
     }
 }
+
+unsafe extern "C" {
+    fn malloc(size: usize) -> *mut u8;
+    fn free(memory: *mut u8);
+}
+
+/// Has C's `malloc` take a page for each size that it tells apart, once for all. It would take them one by
+/// one, in every request anew, and growing the memory is a system call that all threads of the host wait for.
+pub fn warm_up() {
+    // SAFETY: each block is freed once, and nobody writes to it.
+    unsafe {
+        let blocks: Vec<*mut u8> = (3..=15).map(|power| malloc((1 << power) - 8)).collect();
+        blocks.into_iter().for_each(|block| free(block));
+    }
+}

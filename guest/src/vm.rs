@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, MultiValue, Table, Value};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::{Completion, wire};
 
@@ -48,6 +48,10 @@ impl Vm {
     pub fn new() -> mlua::Result<Self> {
         let (lua, prelude) = sandbox::new_vm()?;
         lua.gc_collect()?;
+        // The allocators keep what they once had.
+        drop(Vec::<u8>::with_capacity(SPARE_BYTES));
+        #[cfg(target_arch = "wasm32")]
+        crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
         Ok(Self { lua, prelude, entry: Entry::Absent, scheduler: None, finish: Rc::default(), interrupt })
     }

@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Free memory that a VM is born with, in bytes. Growing the memory is a system call that every thread of
+/// the host waits for; a request that needs no more than this never makes it.
+pub const SPARE_BYTES: usize = 2 * 1024 * 1024;
+
 /// The source text of a tenant. It is parsed and compiled in the guest only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {

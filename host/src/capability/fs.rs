@@ -150,7 +150,7 @@ fn write(root: &Dir, relative: &Path, content: &[u8]) -> io::Result<()> {
     if parent.symlink_metadata(name).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_symlink()) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let temporary = format!(".neoc-{:016x}.tmp", getrandom::u64().map_err(io::Error::other)?);
+    let temporary = format!(".neoc-{:016x}.tmp", rand::random::<u64>());
     let written = parent
         .open_with(&temporary, OpenOptions::new().write(true).create_new(true))
         .and_then(|mut file| file.write_all(content))

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Least memory: below it the VM itself does not start.
-const MIN_MEMORY_BYTES: u64 = 4 << 20;
+const MIN_MEMORY_BYTES: u64 = 8 << 20;
 /// Most memory. One bulk operation over all of it cannot be interrupted, so it bounds the delay of a kill.
 const MAX_MEMORY_BYTES: u64 = 64 << 20;
 const MAX_CPU: Duration = Duration::from_secs(5 * 60);
@@ -22,7 +22,7 @@ const MAX_WEIGHT: u32 = 100;
 /// What one tenant may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory of one request, in bytes. 4 MiB to 64 MiB.
+    /// Memory of one request, in bytes. 8 MiB to 64 MiB.
     pub memory_bytes: u64,
     /// Computing time of one request. Time parked in I/O is not counted.
     pub cpu: Duration,
@@ -114,7 +114,7 @@ fn memory(text: &str) -> Result<u64, Broken> {
         return Err(Broken::new("at most 64 MiB per request").write("\"32 MiB\""));
     }
     if bytes < MIN_MEMORY_BYTES {
-        return Err(Broken::new("at least 4 MiB, which the VM itself needs").write("\"32 MiB\""));
+        return Err(Broken::new("at least 8 MiB, which the VM itself needs").write("\"32 MiB\""));
     }
     Ok(bytes)
 }
@@ -159,7 +159,7 @@ mod tests {
             ("0 B", false),
             ("1 B", false),
             ("4194303 B", false),
-            ("4 MiB", true),
+            ("8 MiB", true),
             ("64 MiB", true),
             ("67108865 B", false),
             ("1 GiB", false),

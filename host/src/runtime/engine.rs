@@ -25,7 +25,7 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 
 /// Linear memory and table bytes that a slot keeps resident between guests, in bytes. They are
 /// reset by copying or zeroing, which is cheaper than page faults for the pages a small request touches.
-const KEEP_RESIDENT_BYTES: usize = 2 * 1024 * 1024;
+const KEEP_RESIDENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// Bytes at the top of a fiber's stack that are zeroed in place between guests; the rest, which few
 /// calls reach, goes back to the system.

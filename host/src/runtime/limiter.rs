@@ -7,7 +7,7 @@
 use wasmtime::ResourceLimiter;
 
 /// Most that the GC heap may hold, in bytes. Less than any guest's linear memory from the start, so
-/// that the two cannot be taken for each other, see [`MemoryLimiter::memory_growing`].
+/// that the two cannot be taken for each other.
 const MAX_GC_HEAP_BYTES: usize = 512 * 1024;
 
 /// Most elements that the guest's tables may have together.
@@ -18,28 +18,23 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 #[derive(Debug)]
 pub struct MemoryLimiter {
     limit_bytes: usize,
-    /// The linear memory now. 0 until it is made, which comes before all else.
-    linear_bytes: usize,
 }
 
 impl MemoryLimiter {
     /// A limiter for `limit_bytes` of linear memory.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, linear_bytes: 0 }
+        Self { limit_bytes }
     }
 }
 
 impl ResourceLimiter for MemoryLimiter {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        // wasmtime does not say which memory grows, but only the linear one has this size.
-        if current != self.linear_bytes {
-            return Ok(desired <= MAX_GC_HEAP_BYTES);
-        }
-        let allowed = desired <= self.limit_bytes;
-        if allowed {
-            self.linear_bytes = desired;
-        }
-        Ok(allowed)
+        // wasmtime does not say which memory grows, but no linear memory is ever as small as a GC heap.
+        let is_gc_heap = match current {
+            0 => desired <= MAX_GC_HEAP_BYTES,
+            _ => current <= MAX_GC_HEAP_BYTES,
+        };
+        Ok(desired <= if is_gc_heap { MAX_GC_HEAP_BYTES } else { self.limit_bytes })
     }
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {

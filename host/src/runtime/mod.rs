@@ -37,7 +37,7 @@ use std::{
 
 use neoc_abi::{
     Completion,
-    event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start},
+    event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
 };
 use tokio::sync::{Semaphore, mpsc};
 use wasmtime::{InstancePre, Linker};
@@ -202,7 +202,8 @@ impl Runtime {
         let runtime = Arc::clone(self);
         self.on_worker(share, async move {
             let failed = |error: wasmtime::Error| LoadError::Failed(Failure::from_wasmtime(&error, LOAD_CPU));
-            let heap_bytes = source.memory_bytes.saturating_sub(runtime.base_memory.len() + HEAP_RESERVE_BYTES);
+            let used_bytes = runtime.base_memory.len().saturating_sub(SPARE_BYTES);
+            let heap_bytes = source.memory_bytes.saturating_sub(used_bytes + HEAP_RESERVE_BYTES);
             let bundle = Bundle {
                 entry: source.entry,
                 mode: source.mode,
@@ -258,7 +259,7 @@ impl Runtime {
         let meter = CpuMeter::new(cpu);
         let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
-        let start = Start { event, random_seed: random_seed()? };
+        let start = Start { event, random_seed: random_seed() };
         let mut finish = vm.start(&start).await.map_err(failed)?;
         while finish.is_none() {
             // The sender lives in the VM's own state, so the channel is open as long as the VM lives.
@@ -301,7 +302,8 @@ fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(V
     })
 }
 
-/// A seed that no script can foresee.
-fn random_seed() -> Result<u64, Failure> {
-    getrandom::u64().map_err(|error| Failure::Internal(format!("no random numbers: {error}")))
+/// A seed that no script can foresee. The generator is the thread's own, seeded by the system: a call
+/// of the system for each request would cost more than the seed is worth.
+fn random_seed() -> u64 {
+    rand::random()
 }
