@@ -32,6 +32,11 @@ test: guest ## Run all tests
 	$(CARGO) test --workspace
 	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) test
 
+.PHONY: bench
+bench: build ## Measure neoc beside its peers, half an hour (installs them, see bench/README.md)
+	bench/install.sh
+	python3 bench/run.py
+
 .PHONY: format
 format: ## Format the code
 	$(CARGO) fmt --all

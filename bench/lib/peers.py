@@ -92,7 +92,7 @@ def _neoc(isolation: str | None) -> Command:
         upstream = site.upstream_port or None
         tenants = [policy.Tenant("tenant0", script, "/*", isolation, upstream)]
         tenants += [
-            policy.Tenant(f"tenant{number}", script, f"/tenant{number}", isolation, upstream)
+            policy.Tenant(f"tenant{number}", script, f"/tenant{number}", isolation, has_wide_limits=False)
             for number in range(1, site.n_tenants)
         ]
         return [str(program), "host", "--policy", str(policy.write(folder, port, tenants, site.n_requests))]

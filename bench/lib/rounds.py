@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lib.failure import Failure
+from lib.place import REPOSITORY
 
 Sample = TypeVar("Sample")
 
@@ -42,7 +43,8 @@ def interleave(
                     entries[name]()
                 samples[name].append(entries[name]())
             except (Failure, OSError, subprocess.SubprocessError) as problem:
-                failed[name] = str(problem)
+                # The report must not tell where on this machine it was made.
+                failed[name] = str(problem).replace(f"{REPOSITORY}/", "")
                 print(f"{what}: {name} left out: {problem}", file=sys.stderr, flush=True)
         order = order[1:] + order[:1]
     return Outcome({name: samples[name] for name in entries if name not in failed}, failed)
