@@ -20,9 +20,20 @@ pub enum ErrorKind {
     Io,
     /// The arguments make no sense.
     Invalid,
+    /// The code of a worker failed.
+    Failed,
 }
 
 impl ErrorKind {
+    /// Every kind.
+    pub const ALL: [Self; 7] =
+        [Self::Denied, Self::Limit, Self::Timeout, Self::Cancelled, Self::Io, Self::Invalid, Self::Failed];
+
+    /// The kind with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// The stable name that scripts, logs and metrics use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,6 +43,7 @@ impl ErrorKind {
             Self::Cancelled => "cancelled",
             Self::Io => "io",
             Self::Invalid => "invalid",
+            Self::Failed => "failed",
         }
     }
 }
@@ -53,6 +65,8 @@ pub struct OperationError {
     pub limit: Option<String>,
     /// When a retry can succeed, in milliseconds from now.
     pub retry_after_ms: Option<u64>,
+    /// Where it happened in another VM, one frame a line.
+    pub traceback: Option<String>,
 }
 
 impl OperationError {
@@ -60,7 +74,16 @@ impl OperationError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         truncate_at_char(&mut message, MAX_ERROR_TEXT_BYTES);
-        Self { kind, message, capability: None, target: None, fix: None, limit: None, retry_after_ms: None }
+        Self {
+            kind,
+            message,
+            capability: None,
+            target: None,
+            fix: None,
+            limit: None,
+            retry_after_ms: None,
+            traceback: None,
+        }
     }
 
     /// [`ErrorKind::Invalid`]: the arguments make no sense.

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`workers`] | operation and reply of one capability each |
+//! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -18,7 +19,9 @@ pub mod http;
 pub mod kv;
 pub mod log;
 pub mod time;
+pub mod value;
 pub mod wire;
+pub mod workers;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +38,8 @@ pub enum Operation {
     Kv(kv::Operation),
     /// `task.wait` of `std:task`.
     Time(time::Operation),
+    /// `std:workers`.
+    Workers(workers::Operation),
 }
 
 /// The result of an [`Operation`]; the variants match.
@@ -48,6 +53,8 @@ pub enum Reply {
     Kv(kv::Reply),
     /// To [`Operation::Time`].
     Time(time::Reply),
+    /// To [`Operation::Workers`].
+    Workers(workers::Reply),
 }
 
 /// How an operation ended.
