@@ -7,10 +7,12 @@ use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, MultiValue, Table, Value};
 use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
+use neoc_abi::workers::Work;
 use neoc_abi::{Completion, wire};
 
+use crate::failure::Failure;
 use crate::scheduler::{self, Scheduler};
-use crate::{failure, host, interrupt, operation, request, sandbox};
+use crate::{failure, host, interrupt, operation, request, sandbox, stdlib, value};
 
 /// Longest source text, in bytes. Compiling costs far more memory than the text has.
 const MAX_SOURCE_BYTES: usize = 512 * 1024;
@@ -28,6 +30,14 @@ pub struct Vm {
     finish: Rc<RefCell<Option<Finish>>>,
     /// See [`interrupt`].
     interrupt: *const (),
+}
+
+/// What a start is for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Request,
+    Run,
+    Work,
 }
 
 /// What a start begins with.
@@ -116,6 +126,8 @@ impl Vm {
     /// Runs the top level, which returns the handler. Effects are refused meanwhile.
     fn handler(&self, name: &str, top_level: Function) -> Result<Function, ScriptError> {
         let returned = self.protect(top_level)?;
+        // STAND-IN, see stdlib/workers.luau.
+        let _ = self.prelude.raw_set("entry", &returned);
         let handler = match &returned {
             Value::Table(table) => table.raw_get("http").unwrap_or(Value::Nil),
             other => other.clone(),
@@ -155,7 +167,11 @@ impl Vm {
 
     fn start_event(&self, start: Start) -> Result<Scheduler, String> {
         let Start { event, random_seed } = start;
-        let is_request = matches!(event, Event::Request(_));
+        let kind = match event {
+            Event::Request(_) => Kind::Request,
+            Event::Run(_) => Kind::Run,
+            Event::Work(_) => Kind::Work,
+        };
         let (function, arguments) = match (event, &self.entry) {
             (Event::Request(request), Entry::Handler(handler)) => {
                 let table =
@@ -166,12 +182,23 @@ impl Vm {
                 let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
                 (script.clone(), strings.collect::<Result<_, _>>().map_err(|error| failure::describe_error(&error))?)
             }
+            (Event::Work(work), Entry::Handler(_) | Entry::Script(_)) => {
+                self.work(work).map_err(|failure| failure.into_operation_error().message)?
+            }
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
-            (Event::Run(_), _) => return Err("no script is loaded".to_owned()),
+            (Event::Run(_) | Event::Work(_), _) => return Err("no script is loaded".to_owned()),
         };
         self.thaw(random_seed)
-            .and_then(|()| self.begin(function, arguments, is_request))
+            .and_then(|()| self.begin(function, arguments, kind))
             .map_err(|error| failure::describe_error(&error))
+    }
+
+    /// What a worker begins with.
+    fn work(&self, work: Work) -> Result<(Function, MultiValue), Failure> {
+        let Work { module, arguments } = work;
+        let module = Value::String(self.lua.create_string(module)?);
+        let arguments = Value::Table(value::unpack_row(&self.lua, &arguments)?);
+        Ok((self.prelude.raw_get("work")?, MultiValue::from_iter([module, arguments])))
     }
 
     /// Thaws what a snapshot froze: the clock's origin, and the seed that Luau began with.
@@ -183,7 +210,7 @@ impl Vm {
     }
 
     /// Makes the executor with its first task.
-    fn begin(&self, function: Function, arguments: MultiValue, is_request: bool) -> mlua::Result<Scheduler> {
+    fn begin(&self, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<Scheduler> {
         let mut values = arguments;
         values.push_front(Value::Function(function));
         let body: Function = self.prelude.raw_get("run_first")?;
@@ -194,9 +221,9 @@ impl Vm {
         let scheduler = Scheduler::new();
         scheduler.add_first(async move {
             let end = match scheduler::run_first(thread).await {
-                Ok((true, value)) => success(&lua, &value, is_request),
-                Ok((false, failure)) => Err(failure::script_error(&lua, &failure)),
-                Err(error) => Err(failure::from_message(failure::describe_error(&error))),
+                Ok((true, value)) => kind.success(&lua, &value),
+                Ok((false, failure)) => Err(kind.failure(&lua, &failure)),
+                Err(error) => Err(Finish::Failed(failure::from_message(failure::describe_error(&error)))),
             };
             // A failed handler ends the request; a successful one lets its tasks come to their ends.
             let end = match end {
@@ -204,7 +231,7 @@ impl Vm {
                     scheduler::all_ended().await;
                     success
                 }
-                Err(error) => Finish::Failed(error),
+                Err(failure) => failure,
             };
             finish.replace(Some(end));
         });
@@ -252,9 +279,26 @@ impl Vm {
     }
 }
 
-fn success(lua: &Lua, value: &Value, is_request: bool) -> Result<Finish, ScriptError> {
-    if !is_request {
-        return Ok(Finish::Done);
+impl Kind {
+    /// The end of a first task that returned `value`.
+    fn success(self, lua: &Lua, value: &Value) -> Result<Finish, Finish> {
+        match self {
+            Self::Request => request::response(lua, value)
+                .map(Finish::Response)
+                .map_err(|rule| Finish::Failed(failure::from_message(rule))),
+            Self::Run => Ok(Finish::Done),
+            Self::Work => match stdlib::workers::pack_results(lua, value) {
+                Ok(results) => Ok(Finish::Worked(Ok(results))),
+                Err(failure) => Err(Finish::Worked(Err(failure.into_operation_error()))),
+            },
+        }
     }
-    request::response(lua, value).map(Finish::Response).map_err(failure::from_message)
+
+    /// The end of a first task that failed.
+    fn failure(self, lua: &Lua, failure: &Value) -> Finish {
+        match self {
+            Self::Request | Self::Run => Finish::Failed(failure::script_error(lua, failure)),
+            Self::Work => Finish::Worked(Err(failure::worker_error(lua, failure))),
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod json;
 mod kv;
 mod log;
 mod task;
+pub mod workers;
 
 use futures::future::LocalBoxFuture;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
@@ -19,7 +20,8 @@ use crate::failure::{Failure, answer};
 use arguments::Arguments;
 
 /// Every module, in the order of the documentation.
-pub const MODULES: &[Module] = &[task::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
+pub const MODULES: &[Module] =
+    &[task::MODULE, workers::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
 
 /// A module.
 pub struct Module {

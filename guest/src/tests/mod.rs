@@ -7,6 +7,8 @@ mod modules;
 mod requests;
 mod sandboxing;
 mod tasks;
+mod values;
+mod workers;
 
 use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
@@ -105,7 +107,8 @@ impl Guest {
     }
 }
 
-/// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL.
+/// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL, a worker
+/// its arguments.
 fn answer(operation: Operation) -> Outcome {
     Ok(match operation {
         Operation::Time(time::Operation::Wait { seconds }) => Reply::Time(time::Reply::Waited { seconds }),
@@ -114,6 +117,9 @@ fn answer(operation: Operation) -> Outcome {
             headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
             body: request.url.into(),
         })),
+        Operation::Workers(neoc_abi::workers::Operation::Run(work)) => {
+            Reply::Workers(neoc_abi::workers::Reply::Returned(work.arguments))
+        }
         other => panic!("no answer to {other:?}"),
     })
 }

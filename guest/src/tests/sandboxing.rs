@@ -16,7 +16,7 @@ const WALK: &str = "
         end
     end
     for name, value in _G do walk(name, value) end
-    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:task', 'vnd:hyper' } do walk(name, require(name)) end
+    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:task', 'std:workers', 'vnd:hyper' } do walk(name, require(name)) end
     table.sort(names)
     for _, name in names do print(name) end";
 
@@ -70,7 +70,7 @@ fn functions_on_the_stack_are_not_given_out() {
 
 #[test]
 fn require_knows_its_modules_and_gives_the_same_table_each_time() {
-    let list = "std:fs, std:json, std:kv, std:log, std:task, vnd:hyper";
+    let list = "std:fs, std:json, std:kv, std:log, std:task, std:workers, vnd:hyper";
     check(
         "print(require('std:kv') == require('std:kv'), table.isfrozen(require('std:kv')))
          print(pcall(require, './x'))
@@ -92,7 +92,7 @@ fn the_registry_knows_which_functions_yield() {
             }
         }
     }
-    let expected = "std:task.await std:task.wait vnd:hyper.get vnd:hyper.post vnd:hyper.request vnd:hyper.get_all \
+    let expected = "std:task.await std:task.wait std:workers.run std:workers.map vnd:hyper.get vnd:hyper.post vnd:hyper.request vnd:hyper.get_all \
                     std:fs.read std:fs.write std:fs.list std:fs.remove std:kv.get std:kv.set std:kv.delete";
     assert_eq!(yielding.join(" "), expected);
 }
@@ -105,6 +105,7 @@ fn the_type_files_declare_exactly_what_the_modules_hold() {
         ("std:kv", include_str!("../../types/kv.d.luau")),
         ("std:log", include_str!("../../types/log.d.luau")),
         ("std:task", include_str!("../../types/task.d.luau")),
+        ("std:workers", include_str!("../../types/workers.d.luau")),
         ("vnd:hyper", include_str!("../../types/hyper.d.luau")),
     ];
     assert_eq!(files.len(), MODULES.len());
