@@ -13,7 +13,7 @@ use neoc::{
     broker::Broker,
     capability::Capabilities,
     policy::{Preemption, Tenant},
-    runtime::{Effects, Ended, Failure, Job, Runtime, Settings, Share, SharedImage, Source},
+    runtime::{CpuBudget, Effects, Ended, Failure, Job, Runtime, Settings, Share, SharedImage, Source},
     script_log::ScriptLog,
 };
 use neoc_abi::event::{Event, Finish, Mode, Module};
@@ -79,7 +79,7 @@ impl Sandbox {
             image: Arc::clone(image),
             event: Event::Run(vec![]),
             memory_bytes: 32 << 20,
-            cpu,
+            cpu: CpuBudget::new(cpu),
             wall: Duration::from_secs(60),
             log: ScriptLog::discard(),
             effects,

@@ -12,6 +12,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod time;
+pub mod workers;
 
 use std::{
     collections::HashMap,
@@ -51,7 +52,16 @@ pub struct Caller {
     tenant: Arc<Tenant>,
     account: Arc<Account>,
     request: Arc<str>,
+    counts: Arc<Counts>,
+    /// Whether it is a worker of the request that asks.
+    is_worker: bool,
+}
+
+/// What a request and its workers use together: a fan-out multiplies nothing.
+struct Counts {
     subrequests: AtomicU32,
+    /// Absent without a grant.
+    workers: Option<workers::Room>,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -64,6 +74,8 @@ pub enum Permit {
     Kv(kv::Permit),
     /// For [`crate::capability::time`].
     Time(time::Permit),
+    /// For [`crate::capability::workers`].
+    Workers(workers::Permit),
 }
 
 /// Why there is no permit.
@@ -88,7 +100,9 @@ impl Broker {
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
-        Some(Arc::new(Caller { tenant: Arc::clone(tenant), account, request, subrequests: AtomicU32::new(0) }))
+        let workers = tenant.allow.workers.as_ref().map(workers::Room::new);
+        let counts = Arc::new(Counts { subrequests: AtomicU32::new(0), workers });
+        Some(Arc::new(Caller { tenant: Arc::clone(tenant), account, request, counts, is_worker: false }))
     }
 
     /// Decides about one operation. Never waits.
@@ -102,6 +116,7 @@ impl Broker {
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
+            Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
         });
         self.audit(caller, capability, &target, decided)
     }
@@ -144,6 +159,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Fs(operation) => ("fs", operation.path().to_owned()),
         Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
+        Operation::Workers(operation) => ("workers", operation.module().to_owned()),
     }
 }
 
@@ -167,6 +183,27 @@ impl Caller {
         &self.tenant
     }
 
+    /// The name of the request.
+    pub fn request(&self) -> &str {
+        &self.request
+    }
+
+    /// Whether it may ask for workers at all.
+    pub fn has_workers(&self) -> bool {
+        self.counts.workers.is_some() && !self.is_worker
+    }
+
+    /// A worker of the same request.
+    fn as_worker(&self) -> Arc<Self> {
+        Arc::new(Self {
+            tenant: Arc::clone(&self.tenant),
+            account: Arc::clone(&self.account),
+            request: Arc::clone(&self.request),
+            counts: Arc::clone(&self.counts),
+            is_worker: true,
+        })
+    }
+
     /// A refusal with this tenant's name in its rule and its fix.
     fn refuse(&self, refusal: Refusal) -> Refused {
         Refused::NotPermitted(refusal.with_fix(&self.tenant))
@@ -181,7 +218,7 @@ impl Caller {
     }
 
     fn take_subrequest(&self) -> Result<(), Refused> {
-        if self.subrequests.fetch_add(1, Ordering::Relaxed) < MAX_SUBREQUESTS {
+        if self.counts.subrequests.fetch_add(1, Ordering::Relaxed) < MAX_SUBREQUESTS {
             return Ok(());
         }
         Err(Refused::OverLimit {

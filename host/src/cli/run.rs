@@ -11,11 +11,12 @@ use crate::{
     capability::Capabilities,
     policy::{Host, Tenant},
     request_id,
-    runtime::{Effects, Job, LoadError, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
 };
 
-/// VMs of one command: the one that loads the script, the one that runs it, and room between.
+/// VMs of one command without its workers: the one that loads the script, the one that runs it, and room
+/// between.
 const INSTANCES: u32 = 4;
 
 /// Arguments of `neoc run`.
@@ -42,7 +43,8 @@ pub fn main(arguments: Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
     let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
-    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let workers = tenant.allow.workers.as_ref().map_or(0, |grant| grant.count.get());
+    let settings = Settings { instances: INSTANCES + workers, workers: None, cache_dir, preemption };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let broker = Arc::new(Broker::new([&tenant]));
     let capabilities = Arc::new(match &host {
@@ -92,7 +94,7 @@ async fn run(
         image,
         event: Event::Run(arguments),
         memory_bytes,
-        cpu: tenant.limits.cpu,
+        cpu: CpuBudget::new(tenant.limits.cpu),
         wall: tenant.limits.wall,
         log: ScriptLog::terminal(),
         effects,
@@ -100,7 +102,7 @@ async fn run(
     };
     match runtime.run(job).await?.finish {
         Finish::Failed(error) => Ok(fail(&error)),
-        Finish::Done | Finish::Response(_) => Ok(ExitCode::SUCCESS),
+        Finish::Done | Finish::Response(_) | Finish::Worked(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) enum Remedy {
     },
     /// The store.
     Kv,
+    /// Workers, as many as by default.
+    Workers,
 }
 
 impl Remedy {
@@ -60,6 +62,7 @@ impl Remedy {
                 format!("[[tenant.{tenant}.allow.fs]]\npath = {path}\ndir = {dir}\naccess = {access}\n")
             }
             Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
+            Self::Workers => format!("[tenant.{tenant}.allow.workers]\n"),
         }
     }
 }

@@ -127,6 +127,8 @@ pub struct AllowToml {
     pub fs: Vec<Spanned<FsToml>>,
     /// `[tenant.NAME.allow.kv]`
     pub kv: Option<Spanned<KvToml>>,
+    /// `[tenant.NAME.allow.workers]`
+    pub workers: Option<Spanned<WorkersToml>>,
 }
 
 impl TableToml for AllowToml {
@@ -134,6 +136,7 @@ impl TableToml for AllowToml {
         ("http", "[{ hosts = [\"https://api.example.com\"] }]"),
         ("fs", "[{ path = \"/data\", dir = \"acme-data\", access = \"read\" }]"),
         ("kv", "{}"),
+        ("workers", "{}"),
     ];
 }
 
@@ -183,6 +186,18 @@ impl TableToml for KvToml {
     const KEYS: &'static [(&'static str, &'static str)] = &[];
 }
 
+/// `[tenant.NAME.allow.workers]`: its presence is the grant.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkersToml {
+    /// VMs of one request at once.
+    pub count: Option<Spanned<i64>>,
+}
+
+impl TableToml for WorkersToml {
+    const KEYS: &'static [(&'static str, &'static str)] = &[("count", "2")];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,12 +220,14 @@ mod tests {
         let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());
         assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv } = examples();
-        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some());
+        let AllowToml { http, fs, kv, workers } = examples();
+        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && workers.is_some());
         let HttpToml { hosts, addresses, methods } = examples();
         assert!(hosts.is_some() && addresses.is_some() && methods.is_some());
         let FsToml { path, dir, access } = examples();
         assert!(path.is_some() && dir.is_some() && access.is_some());
         let KvToml {} = examples();
+        let WorkersToml { count } = examples();
+        assert!(count.is_some());
     }
 }

@@ -93,9 +93,13 @@ fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml
     let kv = take(&mut table, "kv")
         .and_then(|value| as_table(&kv_at, &format!("[{kv_at}]"), value, errors))
         .map(|(table, span)| Spanned::new(span, keys(&kv_at, table, errors)));
+    let workers_at = child(at, "workers");
+    let workers = take(&mut table, "workers")
+        .and_then(|value| as_table(&workers_at, &format!("[{workers_at}]"), value, errors))
+        .map(|(table, span)| Spanned::new(span, keys(&workers_at, table, errors)));
     // As above.
     let _: AllowToml = keys(at, table, errors);
-    AllowToml { http, fs, kv }
+    AllowToml { http, fs, kv, workers }
 }
 
 /// The tables of a `[[list]]`.

@@ -15,6 +15,7 @@ use super::{
     limits::{self, Limits},
     raw::{AllowToml, TenantToml, Text},
     route::{Placed, Route},
+    workers,
 };
 
 /// Longest name, in bytes: that of a DNS label, so that a name can be one.
@@ -44,6 +45,8 @@ pub struct Allow {
     pub fs: Vec<fs::Grant>,
     /// The tenant's own store.
     pub kv: Option<kv::Grant>,
+    /// Further VMs for one request.
+    pub workers: Option<workers::Grant>,
 }
 
 // === impl Tenant ===
@@ -98,13 +101,17 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv } = raw;
+    let AllowToml { http, fs, kv, workers } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
         kv: kv.map(|kv| {
             let span = kv.span();
             kv::enforce(kv.into_inner(), &span, errors)
+        }),
+        workers: workers.map(|workers| {
+            let span = workers.span();
+            workers::enforce(workers.into_inner(), &child(at, "workers"), &span, errors)
         }),
     }
 }
@@ -134,6 +141,7 @@ mod tests {
     fn a_script_without_a_policy_may_compute_and_nothing_else() {
         let tenant = Tenant::without_grants("run", "job.luau");
         assert!(kv::decide(tenant.allow.kv.as_ref(), "k").is_err());
+        assert!(workers::decide(tenant.allow.workers.as_ref(), "./m").is_err());
         assert!(fs::decide(&tenant.allow.fs, "/data/x", false).is_err());
         let url = http::parse_target("https://example.com").expect("a URL");
         assert!(http::decide(&tenant.allow.http, "GET", &url).is_err());

@@ -10,6 +10,7 @@
 //! | [`vm`] | one instance and the calls into it |
 //! | [`state`] | what the host keeps beside a VM: meters, and the line to the broker |
 //! | [`imports`] | what the guest may call |
+//! | [`workers`] | further VMs for a request that has one |
 //! | [`scheduler`] | worker threads and the fair queue of runnable VMs |
 
 mod clocks;
@@ -26,6 +27,7 @@ mod scheduler;
 mod state;
 mod tenant_image;
 mod vm;
+mod workers;
 
 use std::{
     io,
@@ -45,6 +47,7 @@ use wasmtime::{InstancePre, Linker};
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
 pub use image::ImageError;
+pub use meter::CpuBudget;
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
@@ -133,8 +136,8 @@ pub struct Job {
     pub event: Event,
     /// Memory for this VM, in bytes.
     pub memory_bytes: usize,
-    /// CPU time for it, time parked in I/O not counted.
-    pub cpu: Duration,
+    /// CPU time for it and its workers, time parked in I/O not counted.
+    pub cpu: Arc<CpuBudget>,
     /// Time for it, all included.
     pub wall: Duration,
     /// Where its lines go.
@@ -150,7 +153,7 @@ pub struct Job {
 pub struct Ended {
     /// How the script ended.
     pub finish: Finish,
-    /// CPU time it used.
+    /// CPU time it used, with its workers.
     pub cpu: Duration,
 }
 
@@ -209,11 +212,11 @@ impl Runtime {
                 mode: source.mode,
                 heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
             };
-            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, None);
+            let state = State::new(source.memory_bytes, CpuMeter::new(CpuBudget::new(LOAD_CPU)), log, None);
             let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
             match vm.load(&bundle).await.map_err(failed)? {
                 Finish::Failed(error) => Err(LoadError::Script(error)),
-                Finish::Done | Finish::Response(_) => {
+                Finish::Done | Finish::Response(_) | Finish::Worked(_) => {
                     TenantImage::capture(&mut vm, &runtime.base_memory).await.map_err(failed)
                 }
             }
@@ -226,7 +229,11 @@ impl Runtime {
     ///
     /// # Errors
     /// Why its VM was killed.
-    pub async fn run(self: &Arc<Self>, job: Job) -> Result<Ended, Failure> {
+    pub async fn run(self: &Arc<Self>, mut job: Job) -> Result<Ended, Failure> {
+        if job.effects.has_workers() {
+            let launcher = workers::launcher(self, &job);
+            job.effects.set_launcher(launcher);
+        }
         let (wall, share) = (job.wall, job.share.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
         let runtime = Arc::clone(self);
@@ -255,9 +262,8 @@ impl Runtime {
     /// The life of a VM: start it, and deliver what its operations bring until it is done.
     async fn drive(&self, job: Job) -> Result<Ended, Failure> {
         let Job { image, event, memory_bytes, cpu, log, effects, mut completions, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
-        let meter = CpuMeter::new(cpu);
-        let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.total());
+        let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Some(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
         let mut finish = vm.start(&start).await.map_err(failed)?;
@@ -271,7 +277,7 @@ impl Runtime {
             finish = vm.complete(&batch).await.map_err(failed)?;
         }
         let finish = finish.ok_or_else(|| Failure::Internal("the guest parked without an operation".into()))?;
-        Ok(Ended { finish, cpu: meter.used() })
+        Ok(Ended { finish, cpu: cpu.used() })
     }
 
     /// Yields a ready VM: a fresh instance with the tenant's script in it.
@@ -294,7 +300,7 @@ pub enum LoadError {
 /// The memory of a VM with no script in it, and where its interrupt is.
 fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), None);
+    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(LOAD_CPU)), ScriptLog::discard(), None);
     runtime.block_on(async {
         let mut vm = Vm::instantiate(image, preempt, state).await?;
         let memory = vm.memory()?.to_vec();

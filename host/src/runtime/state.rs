@@ -5,7 +5,7 @@ use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 use futures_util::FutureExt;
 use neoc_abi::{Completion, Operation, OperationError, Outcome, event::Finish, log::Record};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     task::{AbortHandle, JoinSet},
 };
 use wasmtime::{Error, Memory, Result};
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     broker::{Broker, Caller},
-    capability::{self, Capabilities},
+    capability::{self, Capabilities, workers::Launcher},
     script_log::ScriptLog,
 };
 
@@ -86,14 +86,39 @@ impl State {
 ///
 /// Dropping it aborts them all: their sockets close and their permits return.
 pub struct Effects {
-    broker: Arc<Broker>,
-    capabilities: Arc<Capabilities>,
+    line: Line,
     caller: Arc<Caller>,
-    io: tokio::runtime::Handle,
+    /// Starts workers. Absent in a worker, and without a grant.
+    launcher: Option<Launcher>,
     running: JoinSet<()>,
     by_id: HashMap<u32, AbortHandle>,
     completions: mpsc::UnboundedSender<Completion>,
+    /// What a worker takes up among those of its request, until its VM is gone.
+    _held: Option<Held>,
 }
+
+/// What all VMs of a request do their effects with.
+#[derive(Clone)]
+pub struct Line {
+    broker: Arc<Broker>,
+    capabilities: Arc<Capabilities>,
+    io: tokio::runtime::Handle,
+}
+
+/// A place among the request's workers, and bytes of arguments.
+type Held = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+// === impl Line ===
+
+impl Line {
+    /// The line of a worker.
+    pub fn worker(&self, caller: Arc<Caller>, held: Held) -> (Effects, mpsc::UnboundedReceiver<Completion>) {
+        let (effects, completions) = Effects::on(self.clone(), caller);
+        (Effects { _held: Some(held), ..effects }, completions)
+    }
+}
+
+// === impl Effects ===
 
 impl Effects {
     /// A line for `caller`; finished operations go to the receiver.
@@ -103,9 +128,27 @@ impl Effects {
         caller: Arc<Caller>,
         io: tokio::runtime::Handle,
     ) -> (Self, mpsc::UnboundedReceiver<Completion>) {
+        Self::on(Line { broker, capabilities, io }, caller)
+    }
+
+    fn on(line: Line, caller: Arc<Caller>) -> (Self, mpsc::UnboundedReceiver<Completion>) {
         let (completions, receiver) = mpsc::unbounded_channel();
         let (running, by_id) = (JoinSet::new(), HashMap::new());
-        (Self { broker, capabilities, caller, io, running, by_id, completions }, receiver)
+        (Self { line, caller, launcher: None, running, by_id, completions, _held: None }, receiver)
+    }
+
+    /// What workers do their effects with.
+    pub(super) fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// Whether it needs a launcher.
+    pub(super) fn has_workers(&self) -> bool {
+        self.caller.has_workers()
+    }
+
+    pub(super) fn set_launcher(&mut self, launcher: Launcher) {
+        self.launcher = Some(launcher);
     }
 
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
@@ -116,13 +159,15 @@ impl Effects {
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
         self.by_id.retain(|_, operation| !operation.is_finished());
-        let permit = match self.broker.authorize(&self.caller, operation) {
+        let permit = match self.line.broker.authorize(&self.caller, operation) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
-        let (capabilities, completions) = (Arc::clone(&self.capabilities), self.completions.clone());
+        let (capabilities, completions) = (Arc::clone(&self.line.capabilities), self.completions.clone());
+        let launcher = self.launcher.clone();
         let work = async move {
-            let effect = AssertUnwindSafe(capability::perform(&capabilities, permit)).catch_unwind();
+            let effect = capability::perform(&capabilities, launcher.as_ref(), permit);
+            let effect = AssertUnwindSafe(effect).catch_unwind();
             let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
@@ -130,7 +175,7 @@ impl Effects {
             // Nobody listens when the VM ended meanwhile; then nobody needs the outcome.
             let _ = completions.send(Completion { id, outcome });
         };
-        self.by_id.insert(id, self.running.spawn_on(work, &self.io));
+        self.by_id.insert(id, self.running.spawn_on(work, &self.line.io));
         None
     }
 

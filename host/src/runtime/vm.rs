@@ -190,7 +190,7 @@ impl Vm {
 pub fn within(limit_bytes: usize, completion: Completion) -> Completion {
     let Completion { id, outcome } = completion;
     let outcome: Outcome = match outcome {
-        Ok(reply) if wire::encoded_bytes(&reply) > limit_bytes => Err(OperationError::limit(
+        outcome if wire::encoded_bytes(&outcome) > limit_bytes => Err(OperationError::limit(
             "memory",
             format!("the reply is larger than the {limit_bytes} bytes that fit into the script's memory"),
         )),
