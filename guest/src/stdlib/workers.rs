@@ -43,7 +43,12 @@ async fn run(lua: Lua, arguments: Arguments) -> Answer {
 /// As [`Packer::add`].
 pub fn pack_results(lua: &Lua, results: &Value) -> Result<Packed, Failure> {
     match results {
-        Value::Table(results) => pack(lua, "workers.run", "results", results),
+        Value::Table(results) => {
+            let packed = pack(lua, "workers.run", "results", results)?;
+            // The message to the host is one more copy.
+            memory::reserve(lua, packed.len())?;
+            Ok(packed)
+        }
         other => Err(arguments::mismatch("workers.run", "results", "a table", other).into()),
     }
 }
