@@ -402,7 +402,7 @@ impl Sandbox {
         let broker = Arc::new(Broker::new([&self.tenant]));
         let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));
         let caller = broker.caller(&self.tenant, "request".into()).unwrap();
-        let (effects, completions) = Effects::new(broker, capabilities, caller, self.io.handle().clone());
+        let effects = Effects::new(broker, capabilities, caller, self.io.handle().clone());
         let request = Request { method: "GET".into(), path: "/".into(), query: vec![], headers: vec![], body: vec![] };
         Job {
             share,
@@ -413,7 +413,7 @@ impl Sandbox {
             wall: Duration::from_secs(3600),
             log: ScriptLog::discard(),
             effects,
-            completions,
+            detach: None,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Order within a decision: 1. the tenant's rate, so that a flood of refusals is bounded too
 //! 2. the policy 3. counts that a refused call must not use up.
 
+pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -60,6 +61,7 @@ pub struct Caller {
 /// What a request and its workers use together: a fan-out multiplies nothing.
 struct Counts {
     subrequests: AtomicU32,
+    detached: AtomicU32,
     /// Absent without a grant.
     workers: Option<workers::Room>,
 }
@@ -74,6 +76,8 @@ pub enum Permit {
     Kv(kv::Permit),
     /// For [`crate::capability::time`].
     Time(time::Permit),
+    /// For [`crate::capability::detach`].
+    Detach(detach::Permit),
     /// For [`crate::capability::workers`].
     Workers(workers::Permit),
 }
@@ -101,8 +105,9 @@ impl Broker {
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
         let workers = tenant.allow.workers.as_ref().map(workers::Room::new);
-        let counts = Arc::new(Counts { subrequests: AtomicU32::new(0), workers });
-        Some(Arc::new(Caller { tenant: Arc::clone(tenant), account, request, counts, is_worker: false }))
+        let counts = Counts { subrequests: AtomicU32::new(0), detached: AtomicU32::new(0), workers };
+        let (tenant, counts) = (Arc::clone(tenant), Arc::new(counts));
+        Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false }))
     }
 
     /// Decides about one operation. Never waits.
@@ -116,6 +121,7 @@ impl Broker {
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
+            Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
             Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
         });
         self.audit(caller, capability, &target, decided)
@@ -159,6 +165,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Fs(operation) => ("fs", operation.path().to_owned()),
         Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
+        Operation::Detach(neoc_abi::detach::Operation::Begin) => ("detach", "task".to_owned()),
         Operation::Workers(operation) => ("workers", operation.module().to_owned()),
     }
 }

@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Timeout,
     /// The task or the request was cancelled.
     Cancelled,
+    /// What it was used on is closed.
+    Closed,
     /// The outside world failed: connection refused, file absent, disk full.
     Io,
     /// The arguments make no sense.
@@ -25,9 +27,17 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Every kind.
-    pub const ALL: [Self; 7] =
-        [Self::Denied, Self::Limit, Self::Timeout, Self::Cancelled, Self::Io, Self::Invalid, Self::Failed];
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Denied,
+        Self::Limit,
+        Self::Timeout,
+        Self::Cancelled,
+        Self::Closed,
+        Self::Io,
+        Self::Invalid,
+        Self::Failed,
+    ];
 
     /// The kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -41,6 +51,7 @@ impl ErrorKind {
             Self::Limit => "limit",
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
+            Self::Closed => "closed",
             Self::Io => "io",
             Self::Invalid => "invalid",
             Self::Failed => "failed",

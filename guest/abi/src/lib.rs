@@ -5,13 +5,16 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`workers`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`workers`] | operation and reply of one capability each |
 //! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
+pub mod api;
+pub mod detach;
 pub mod error;
 pub mod event;
 pub mod fs;
@@ -38,6 +41,8 @@ pub enum Operation {
     Kv(kv::Operation),
     /// `task.wait` of `std:task`.
     Time(time::Operation),
+    /// `task.detach` of `std:task`.
+    Detach(detach::Operation),
     /// `std:workers`.
     Workers(workers::Operation),
 }
@@ -53,6 +58,8 @@ pub enum Reply {
     Kv(kv::Reply),
     /// To [`Operation::Time`].
     Time(time::Reply),
+    /// To [`Operation::Detach`].
+    Detach(detach::Reply),
     /// To [`Operation::Workers`].
     Workers(workers::Reply),
 }

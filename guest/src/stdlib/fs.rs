@@ -18,7 +18,7 @@ pub const MODULE: Module = Module {
         Function { name: "list", body: Body::Yields(|lua, arguments| Box::pin(list(lua, arguments))) },
         Function { name: "remove", body: Body::Yields(|_, arguments| Box::pin(remove(arguments))) },
     ],
-    luau: None,
+    luau: &[],
     constants: None,
 };
 

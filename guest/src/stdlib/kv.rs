@@ -17,7 +17,7 @@ pub const MODULE: Module = Module {
         Function { name: "set", body: Body::Yields(|_, arguments| Box::pin(set(arguments))) },
         Function { name: "delete", body: Body::Yields(|_, arguments| Box::pin(delete(arguments))) },
     ],
-    luau: None,
+    luau: &[],
     constants: None,
 };
 

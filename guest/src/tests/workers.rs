@@ -81,11 +81,49 @@ fn the_first_failure_cancels_the_others_and_is_raised() {
     let calls = calls(&mut guest);
     let failed = OperationError::new(ErrorKind::Failed, "heavy.luau:1: boom");
     guest.complete(vec![(calls[1].0, Err(failed))]);
+    // Not before the others are gone.
+    assert_eq!(guest.printed(), "");
+    assert_eq!(guest.confirm_cancelled(), [calls[0].0, calls[2].0]);
     assert_eq!(guest.printed(), "false\tfailed\theavy.luau:1: boom");
-    let mut cancelled = guest.cancelled();
-    cancelled.sort_unstable();
-    assert_eq!(cancelled, [calls[0].0, calls[2].0]);
     assert_eq!(guest.finish(), Some(Finish::Done));
+}
+
+#[test]
+fn a_failed_map_starts_no_more_calls() {
+    let mut guest = Guest::run("print(pcall(require('std:workers').map, './m', table.create(100, 1)))");
+    let calls = calls(&mut guest);
+    guest.complete(vec![(calls[3].0, Err(OperationError::io("broken")))]);
+    assert_eq!(guest.confirm_cancelled().len(), calls.len() - 1);
+    assert_eq!((guest.submitted().len(), guest.printed().as_str()), (0, "false\tio: broken"));
+}
+
+#[test]
+fn a_map_whose_calls_wait_in_line_fails_without_starting_them() {
+    // 60 waiting requests leave room for four calls.
+    let mut guest = Guest::run(
+        "local task, hyper = require('std:task'), require('vnd:hyper')
+         for i = 1, 60 do task.spawn(pcall, hyper.get, 'http://x/') end
+         print(pcall(require('std:workers').map, './m', table.create(8, 1)))",
+    );
+    let submitted = guest.submitted();
+    assert_eq!(submitted.len(), 64);
+    guest.complete(vec![(submitted[60].0, Err(OperationError::io("broken")))]);
+    assert_eq!(guest.confirm_cancelled().len(), 3);
+    assert_eq!((guest.submitted().len(), guest.printed().as_str()), (0, "false\tio: broken"));
+}
+
+#[test]
+fn a_cancelled_task_is_gone_once_its_workers_are() {
+    let mut guest = Guest::run(
+        "local task, workers = require('std:task'), require('std:workers')
+         local t = task.spawn(workers.map, './m', { 1, 2 })
+         task.cancel(t)
+         local ok, e = task.try_await(t)
+         print(ok, e.kind)",
+    );
+    assert_eq!(guest.printed(), "");
+    assert_eq!(guest.confirm_cancelled().len(), 2);
+    assert_eq!(guest.printed(), "false\tcancelled");
 }
 
 #[test]
@@ -179,7 +217,7 @@ fn a_result_that_cannot_be_copied_is_invalid() {
 fn a_module_that_returns_no_function_is_invalid() {
     let finish = work("return { http = print, ['./m'] = { 5 } }", Packed::new());
     let Finish::Worked(Err(error)) = finish else { panic!("{finish:?}") };
-    assert_eq!(error.message, "workers.run: \"./m\" must return a function, got table");
+    assert_eq!(error.message, "workers.run: the module \"./m\" must return a function, got table");
     let finish = work("return print", Packed::new());
     let Finish::Worked(Err(error)) = finish else { panic!("{finish:?}") };
     assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Invalid, "require: no module \"./m\""));

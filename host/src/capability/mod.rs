@@ -1,5 +1,6 @@
 //! Doing it: one file per capability. Each effect takes the broker's permit by value.
 
+pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -67,16 +68,28 @@ impl Capabilities {
     }
 }
 
-/// Does what the permit allows; a VM for it comes from `launcher`. Cancelled by dropping the future.
+/// Does what takes no time. Gives back the permit of anything else.
+///
+/// # Errors
+/// The permit, for [`perform`].
+pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
+    match permit {
+        Permit::Detach(permit) => Ok(Ok(Reply::Detach(detach::perform(permit)))),
+        other => Err(other),
+    }
+}
+
+/// Does what the permit allows; a VM for it comes from `launch`. Cancelled by dropping the future.
 ///
 /// # Errors
 /// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
-pub async fn perform(capabilities: &Capabilities, launcher: Option<&workers::Launcher>, permit: Permit) -> Outcome {
+pub async fn perform(capabilities: &Capabilities, launch: Option<workers::Launch>, permit: Permit) -> Outcome {
     match permit {
         Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
-        Permit::Workers(permit) => workers::perform(launcher, permit).await.map(Reply::Workers),
+        Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
+        Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
     }
 }

@@ -31,6 +31,8 @@ pub(super) enum Remedy {
     },
     /// The store.
     Kv,
+    /// Tasks that go on after the answer.
+    Detach,
     /// Workers, as many as by default.
     Workers,
 }
@@ -62,6 +64,7 @@ impl Remedy {
                 format!("[[tenant.{tenant}.allow.fs]]\npath = {path}\ndir = {dir}\naccess = {access}\n")
             }
             Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
+            Self::Detach => format!("[tenant.{tenant}.allow.detach]\n"),
             Self::Workers => format!("[tenant.{tenant}.allow.workers]\n"),
         }
     }

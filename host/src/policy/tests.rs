@@ -141,6 +141,7 @@ fn the_commented_policy_shows_every_key() {
         raw::AllowToml::KEYS,
         raw::HttpToml::KEYS,
         raw::FsToml::KEYS,
+        raw::DetachToml::KEYS,
         raw::WorkersToml::KEYS,
     ];
     use raw::TableToml as _;

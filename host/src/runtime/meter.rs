@@ -22,6 +22,8 @@ use super::preempt::Target;
 #[derive(Debug)]
 pub struct CpuBudget {
     total: Duration,
+    /// How much may be used until the VMs are killed: `total`, until it is renewed.
+    limit_nanoseconds: AtomicU64,
     used_nanoseconds: AtomicU64,
     /// Whether several VMs charge it.
     is_shared: AtomicBool,
@@ -46,7 +48,12 @@ pub struct CpuExhausted;
 impl CpuBudget {
     /// A budget with nothing used.
     pub fn new(total: Duration) -> Arc<Self> {
-        Arc::new(Self { total, used_nanoseconds: AtomicU64::new(0), is_shared: AtomicBool::new(false) })
+        Arc::new(Self {
+            total,
+            limit_nanoseconds: AtomicU64::new(nanoseconds(total)),
+            used_nanoseconds: AtomicU64::new(0),
+            is_shared: AtomicBool::new(false),
+        })
     }
 
     /// All that there was at the start.
@@ -64,8 +71,20 @@ impl CpuBudget {
         self.is_shared.store(true, Ordering::Relaxed);
     }
 
+    /// Gives `budget` from now on, whatever was used before.
+    pub fn renew(&self, budget: Duration) {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        self.limit_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
+    }
+
+    /// Whether it would be used up after `more` time.
+    fn is_exceeded_after(&self, more: Duration) -> bool {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        used.saturating_add(nanoseconds(more)) > self.limit_nanoseconds.load(Ordering::Relaxed)
+    }
+
     fn is_exceeded(&self) -> bool {
-        self.used() > self.total
+        self.is_exceeded_after(Duration::ZERO)
     }
 }
 
@@ -94,7 +113,7 @@ impl CpuMeter {
     /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
     /// CPU time. With a shared budget it always could: other VMs use it at the same time.
     pub fn would_exceed(&self, elapsed: Duration) -> bool {
-        self.budget.is_shared.load(Ordering::Relaxed) || self.budget.used().saturating_add(elapsed) > self.budget.total
+        self.budget.is_shared.load(Ordering::Relaxed) || self.budget.is_exceeded_after(elapsed)
     }
 
     /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`. Charges the slice
@@ -117,6 +136,10 @@ impl CpuMeter {
         let until = self.charged_until_nanoseconds.fetch_max(now_nanoseconds, Ordering::Relaxed);
         self.budget.used_nanoseconds.fetch_add(now_nanoseconds.saturating_sub(until), Ordering::Relaxed);
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// CPU time of the calling thread, in nanoseconds.
@@ -203,6 +226,15 @@ mod tests {
             assert_eq!(meter.exceeds_at(now), exceeded, "{now}");
             assert_eq!(budget.used(), Duration::from_nanos(used), "{now}");
         }
+    }
+
+    #[test]
+    fn a_renewed_budget_counts_from_what_was_used() {
+        let (budget, [one, other]) = shared(Duration::from_nanos(100));
+        assert!(one.exceeds_at(150));
+        budget.renew(Duration::from_nanos(10));
+        assert!(!one.exceeds_at(155) && !other.exceeds_at(5) && other.exceeds_at(6));
+        assert_eq!(budget.total(), Duration::from_nanos(100));
     }
 
     #[test]

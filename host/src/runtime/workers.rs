@@ -12,10 +12,13 @@ use neoc_abi::{
     event::{Event, Finish, ScriptError},
     workers::Reply,
 };
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Ended, Failure, Job, Runtime, meter::CpuBudget, scheduler::Share, state::Line, tenant_image::SharedImage};
-use crate::{broker::workers::Permit, capability::workers::Launcher, script_log::ScriptLog};
+use crate::{
+    broker::workers::Permit,
+    capability::workers::{Launcher, Place},
+    script_log::ScriptLog,
+};
 
 /// What a request and its workers have in common.
 struct Request {
@@ -24,6 +27,7 @@ struct Request {
     image: SharedImage,
     memory_bytes: usize,
     cpu: Arc<CpuBudget>,
+    /// The request's own, or that of its detached tasks if they have more.
     wall: Duration,
     log: ScriptLog,
     line: Line,
@@ -37,31 +41,31 @@ pub fn launcher(runtime: &Arc<Runtime>, job: &Job) -> Launcher {
         image: Arc::clone(&job.image),
         memory_bytes: job.memory_bytes,
         cpu: Arc::clone(&job.cpu),
-        wall: job.wall,
+        wall: job.detach.as_ref().map_or(job.wall, |grant| grant.wall.max(job.wall)),
         log: job.log.clone(),
         line: job.effects.line(),
     });
     Arc::new(move |permit, place| run(Arc::clone(&request), permit, place).boxed())
 }
 
-async fn run(request: Arc<Request>, permit: Permit, place: OwnedSemaphorePermit) -> Result<Reply, OperationError> {
+async fn run(request: Arc<Request>, permit: Permit, place: Place) -> Result<Reply, OperationError> {
     let (caller, work, argument_bytes) = permit.into_parts();
     if work.arguments.len() > request.memory_bytes / 2 {
         return Err(OperationError::limit("memory", "the arguments take more than half of a worker's memory"));
     }
     request.cpu.share();
-    let (effects, completions) = request.line.worker(Arc::clone(&caller), (place, argument_bytes));
+    let effects = request.line.worker(Arc::clone(&caller), (place, argument_bytes));
     let job = Job {
         share: request.share.clone(),
         image: Arc::clone(&request.image),
         event: Event::Work(work),
         memory_bytes: request.memory_bytes,
         cpu: Arc::clone(&request.cpu),
-        // Never reached: the request began earlier.
+        // Never reached: whoever waits for it began earlier.
         wall: request.wall,
         log: request.log.clone(),
         effects,
-        completions,
+        detach: None,
     };
     let ended = request.runtime.run(job).await.inspect_err(|failure| {
         let (tenant, request) = (&caller.tenant().name, caller.request());

@@ -1,0 +1,32 @@
+//! Permits for `task.detach`.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use neoc_abi::{OperationError, detach::Operation};
+
+use super::{Caller, Refused};
+use crate::policy::detach;
+
+/// Leave to have one more task that goes on after the answer.
+pub struct Permit {
+    _private: (),
+}
+
+/// Decides: whether a worker asks, the grant, then how many this request has had.
+pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Result<Permit, Refused> {
+    let Operation::Begin = operation;
+    if caller.is_worker {
+        let message = "task.detach: a worker has no answer after which a task could go on";
+        return Err(Refused::Invalid(OperationError::invalid(message)));
+    }
+    let grant = detach::decide(caller.tenant.allow.detach.as_ref()).map_err(|refusal| caller.refuse(refusal))?;
+    let most = grant.tasks.get();
+    if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
+        return Err(Refused::OverLimit {
+            limit: "detached_tasks",
+            message: format!("a request may detach {most} tasks"),
+            retry_after: None,
+        });
+    }
+    Ok(Permit { _private: () })
+}
