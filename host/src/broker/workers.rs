@@ -86,3 +86,60 @@ fn invalid(message: impl Into<String>) -> Refused {
 fn over(message: String) -> Refused {
     Refused::OverLimit { limit: "value_bytes", message, retry_after: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, path::Path};
+
+    use super::*;
+    use crate::{broker::Broker, policy::Tenant};
+
+    fn caller() -> Arc<Caller> {
+        let mut tenant = Tenant::without_grants("a", Path::new("a.luau"));
+        tenant.allow.workers = Some(Grant { count: NonZeroU32::MIN, line: 1 });
+        let tenant = Arc::new(tenant);
+        Broker::new([&tenant]).caller(&tenant, "request".into()).expect("an account")
+    }
+
+    fn run(module: &str, argument_bytes: usize) -> Operation {
+        Operation::Run(Work { module: module.into(), arguments: vec![0; argument_bytes].into() })
+    }
+
+    /// The label of a refusal.
+    fn refused(caller: &Arc<Caller>, operation: Operation) -> Option<&'static str> {
+        authorize(caller, operation).err().map(|refused| refused.label())
+    }
+
+    #[test]
+    fn names_and_arguments_have_bounds() {
+        let caller = caller();
+        let long = "m".repeat(MAX_MODULE_BYTES + 1);
+        for (module, bytes, expected) in [
+            ("./m", 0, None),
+            ("./m", MAX_PACKED_BYTES, None),
+            ("", 0, Some("invalid")),
+            (long.as_str(), 0, Some("invalid")),
+            ("./m", MAX_PACKED_BYTES + 1, Some("value_bytes")),
+        ] {
+            assert_eq!(refused(&caller, run(module, bytes)), expected, "{module:.10} {bytes}");
+        }
+    }
+
+    #[test]
+    fn what_a_requests_calls_hold_together_is_bounded_until_they_end() {
+        let caller = caller();
+        let mut permits: Vec<_> =
+            (0..6).map(|_| authorize(&caller, run("./m", MAX_PACKED_BYTES)).ok().expect("a permit")).collect();
+        assert_eq!(refused(&caller, run("./m", MAX_PACKED_BYTES)), Some("value_bytes"));
+        assert_eq!(refused(&caller, run("./m", 1024)), None);
+        permits.pop();
+        assert_eq!(refused(&caller, run("./m", MAX_PACKED_BYTES)), None);
+    }
+
+    #[test]
+    fn a_worker_is_refused_whatever_the_grant() {
+        let caller = caller();
+        assert!(caller.has_workers() && !caller.as_worker().has_workers());
+        assert_eq!(refused(&caller.as_worker(), run("./m", 0)), Some("invalid"));
+    }
+}
