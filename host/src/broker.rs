@@ -11,6 +11,7 @@
 pub mod fs;
 pub mod http;
 pub mod kv;
+pub mod module;
 pub mod time;
 
 use std::{
@@ -64,6 +65,8 @@ pub enum Permit {
     Kv(kv::Permit),
     /// For [`crate::capability::time`].
     Time(time::Permit),
+    /// For [`crate::capability::module`].
+    Module(module::Permit),
 }
 
 /// Why there is no permit.
@@ -102,6 +105,7 @@ impl Broker {
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
+            Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
         });
         self.audit(caller, capability, &target, decided)
     }
@@ -144,6 +148,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Fs(operation) => ("fs", operation.path().to_owned()),
         Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
+        Operation::Module(operation) => ("module", operation.paths().first().cloned().unwrap_or_default()),
     }
 }
 

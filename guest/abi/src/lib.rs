@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`module`] | operation and reply of one capability each |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -17,6 +17,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod log;
+pub mod module;
 pub mod time;
 pub mod wire;
 
@@ -35,6 +36,8 @@ pub enum Operation {
     Kv(kv::Operation),
     /// `task.wait` of `std:task`.
     Time(time::Operation),
+    /// `require`.
+    Module(module::Operation),
 }
 
 /// The result of an [`Operation`]; the variants match.
@@ -48,6 +51,8 @@ pub enum Reply {
     Kv(kv::Reply),
     /// To [`Operation::Time`].
     Time(time::Reply),
+    /// To [`Operation::Module`].
+    Module(module::Reply),
 }
 
 /// How an operation ended.

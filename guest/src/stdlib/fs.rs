@@ -59,6 +59,6 @@ fn done(reply: Reply) -> Answer {
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
     match operation::perform(&arguments.api, AnyOperation::Fs(operation)).await? {
         AnyReply::Fs(reply) => Ok(reply),
-        AnyReply::Http(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        AnyReply::Http(_) | AnyReply::Kv(_) | AnyReply::Time(_) | AnyReply::Module(_) => Err(super::mismatched_reply()),
     }
 }

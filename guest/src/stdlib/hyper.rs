@@ -189,7 +189,7 @@ async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {
 fn response(outcome: Outcome) -> Result<Response, Failure> {
     match outcome? {
         AnyReply::Http(Reply::Response(response)) => Ok(response),
-        AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Time(_) | AnyReply::Module(_) => Err(super::mismatched_reply()),
     }
 }
 

@@ -65,6 +65,6 @@ fn key(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
     match operation::perform(&arguments.api, AnyOperation::Kv(operation)).await? {
         AnyReply::Kv(reply) => Ok(reply),
-        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Time(_) | AnyReply::Module(_) => Err(super::mismatched_reply()),
     }
 }

@@ -62,7 +62,7 @@ async fn wait(arguments: Arguments) -> Answer {
     }
     match reply {
         AnyReply::Time(Reply::Waited { seconds }) => Ok(Value::Number(seconds)),
-        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Kv(_) => Err(super::mismatched_reply()),
+        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Module(_) => Err(super::mismatched_reply()),
     }
 }
 

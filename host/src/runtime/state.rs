@@ -3,7 +3,7 @@
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
-use neoc_abi::{Completion, Operation, OperationError, Outcome, event::Finish, log::Record};
+use neoc_abi::{Completion, Operation, OperationError, Outcome, Reply, event::Finish, log::Record};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -17,8 +17,8 @@ use super::{
     meter::CpuMeter,
 };
 use crate::{
-    broker::{Broker, Caller},
-    capability::{self, Capabilities},
+    broker::{self, Broker, Caller, Permit},
+    capability::{self, Capabilities, module::Folder},
     script_log::ScriptLog,
 };
 
@@ -41,13 +41,23 @@ pub struct State {
     /// What the guest ended with.
     pub(super) finish: Option<Finish>,
     log: ScriptLog,
-    effects: Option<Effects>,
+    reach: Reach,
+}
+
+/// What a VM's operations can reach.
+pub enum Reach {
+    /// Nothing: there is no script in it.
+    Nothing,
+    /// While a script is loaded or checked: its own modules. They are read at once, on the script worker; a
+    /// load has nothing else to wait for, and nobody waits behind it for longer than for its computing.
+    Modules(Arc<Folder>),
+    /// All that the policy allows.
+    Effects(Effects),
 }
 
 impl State {
-    /// A state for a VM with `memory_bytes` of memory. Without `effects` each operation is refused:
-    /// so it is while a script is loaded or checked.
-    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, effects: Option<Effects>) -> Self {
+    /// A state for a VM with `memory_bytes` of memory.
+    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, reach: Reach) -> Self {
         let wasi = WasiCtxBuilder::new()
             .monotonic_clock(CoarseMonotonic::starting_now())
             .wall_clock(CoarseWall)
@@ -57,7 +67,7 @@ impl State {
             .allow_ip_name_lookup(false)
             .build_p1();
         let limiter = MemoryLimiter::new(memory_bytes);
-        Self { wasi, limiter, meter, memory: None, ready_outcome: None, finish: None, log, effects }
+        Self { wasi, limiter, meter, memory: None, ready_outcome: None, finish: None, log, reach }
     }
 
     pub(super) fn memory(&self) -> Result<Memory> {
@@ -65,14 +75,20 @@ impl State {
     }
 
     pub(super) fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
-        match &mut self.effects {
-            Some(effects) => effects.submit(id, operation),
-            None => Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded"))),
+        match (&mut self.reach, operation) {
+            (Reach::Effects(effects), operation) => effects.submit(id, operation),
+            (Reach::Modules(folder), Operation::Module(operation)) => {
+                let permit = broker::module::Permit::while_loading(operation);
+                Some(permit.and_then(|permit| folder.find_now(permit)).map(Reply::Module))
+            }
+            (Reach::Modules(_) | Reach::Nothing, _) => {
+                Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded")))
+            }
         }
     }
 
     pub(super) fn cancel(&mut self, id: u32) {
-        if let Some(effects) = &mut self.effects {
+        if let Reach::Effects(effects) = &mut self.reach {
             effects.cancel(id);
         }
     }
@@ -89,6 +105,7 @@ pub struct Effects {
     broker: Arc<Broker>,
     capabilities: Arc<Capabilities>,
     caller: Arc<Caller>,
+    modules: Arc<Folder>,
     io: tokio::runtime::Handle,
     running: JoinSet<()>,
     by_id: HashMap<u32, AbortHandle>,
@@ -96,19 +113,21 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// A line for `caller`; finished operations go to the receiver.
+    /// A line for `caller`, whose script's own modules are `modules`; finished operations go to the receiver.
     pub fn new(
         broker: Arc<Broker>,
         capabilities: Arc<Capabilities>,
         caller: Arc<Caller>,
+        modules: Arc<Folder>,
         io: tokio::runtime::Handle,
     ) -> (Self, mpsc::UnboundedReceiver<Completion>) {
         let (completions, receiver) = mpsc::unbounded_channel();
         let (running, by_id) = (JoinSet::new(), HashMap::new());
-        (Self { broker, capabilities, caller, io, running, by_id, completions }, receiver)
+        (Self { broker, capabilities, caller, modules, io, running, by_id, completions }, receiver)
     }
 
-    /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
+    /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
+    /// known already.
     fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
         if self.running.len() >= MAX_RUNNING {
             return Some(Err(OperationError::limit("pending_operations", "too many operations are under way")));
@@ -120,9 +139,15 @@ impl Effects {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
+        if let Permit::Module(permit) = &permit
+            && let Some(reply) = self.modules.recall(permit)
+        {
+            return Some(Ok(Reply::Module(reply)));
+        }
         let (capabilities, completions) = (Arc::clone(&self.capabilities), self.completions.clone());
+        let modules = Arc::clone(&self.modules);
         let work = async move {
-            let effect = AssertUnwindSafe(capability::perform(&capabilities, permit)).catch_unwind();
+            let effect = AssertUnwindSafe(capability::perform(&capabilities, &modules, permit)).catch_unwind();
             let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
