@@ -148,6 +148,32 @@ pub async fn join(id: u32) -> Result<(), OperationError> {
     Ok(())
 }
 
+/// The task whose code runs now.
+pub fn current() -> u32 {
+    TASKS.with_borrow(|tasks| tasks.current)
+}
+
+/// Waits for a bell that the task `owner` is to ring, or that is dropped.
+///
+/// # Errors
+/// [`neoc_abi::ErrorKind::Invalid`] when `owner` waits for this very task, be it by way of others.
+pub async fn wait_for(api: &str, owner: u32, bell: oneshot::Receiver<()>) -> Result<(), OperationError> {
+    let waiter = TASKS.with_borrow_mut(|tasks| {
+        let mut next = Some(&owner);
+        while let Some(other) = next {
+            if *other == tasks.current {
+                return Err(OperationError::invalid(format!("{api}: these tasks would wait for each other for ever")));
+            }
+            next = tasks.awaiting.get(other);
+        }
+        tasks.awaiting.insert(tasks.current, owner);
+        Ok(tasks.current)
+    })?;
+    let _ = bell.await;
+    TASKS.with_borrow_mut(|tasks| tasks.awaiting.remove(&waiter));
+    Ok(())
+}
+
 /// Waits until all tasks but the first have ended.
 pub async fn all_ended() {
     poll_fn(|context| {

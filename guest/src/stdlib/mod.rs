@@ -65,7 +65,9 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     for module in MODULES {
         let table = lua.create_table()?;
         for function in module.functions {
-            table.raw_set(function.name, wrap(lua, prelude, module, function)?)?;
+            // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
+            let api = format!("{}.{}", short_name(module), function.name.trim_start_matches('_'));
+            table.raw_set(function.name, wrap(lua, prelude, api, &function.body)?)?;
         }
         if let Some(constants) = module.constants {
             constants(lua, &table, prelude)?;
@@ -82,16 +84,18 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     Ok(modules)
 }
 
-fn wrap(lua: &Lua, prelude: &Table, module: &Module, function: &Function) -> mlua::Result<LuaFunction> {
-    // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
-    let api = format!("{}.{}", short_name(module), function.name.trim_start_matches('_'));
-    let wrapper = match function.body {
+/// Makes a function that scripts, or the Luau parts of our own, may call; `api` is its name in messages.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn wrap(lua: &Lua, prelude: &Table, api: String, body: &Body) -> mlua::Result<LuaFunction> {
+    let wrapper = match body {
         Body::Local(_) => "wrap_local",
         Body::Yields(_) => "wrap_yielding",
     };
     let name = api.clone();
     let api: std::rc::Rc<str> = api.into();
-    let raw = match function.body {
+    let raw = match *body {
         Body::Local(body) => lua.create_function(move |lua, (a, b, c): (Value, Value, Value)| {
             answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
         })?,
@@ -108,6 +112,6 @@ fn short_name(module: &Module) -> &'static str {
 }
 
 /// The host answered with a reply to some other operation.
-fn mismatched_reply() -> Failure {
+pub fn mismatched_reply() -> Failure {
     Failure::Operation(neoc_abi::OperationError::io("the host's reply is for another operation"))
 }

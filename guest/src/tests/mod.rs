@@ -5,6 +5,7 @@ mod coroutines;
 mod errors;
 mod modules;
 mod requests;
+mod require;
 mod sandboxing;
 mod tasks;
 
@@ -27,7 +28,8 @@ impl Guest {
     }
 
     fn load_bytes(source: &[u8], mode: Mode, heap_bytes: u64) -> (Self, Finish) {
-        SAID.take();
+        let answer_at_once = SAID.take().answer_at_once;
+        SAID.with_borrow_mut(|said| said.answer_at_once = answer_at_once);
         let mut vm = Vm::new().expect("a VM");
         let entry = Module { name: "main.luau".into(), source: source.to_vec() };
         vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes }).expect("encodes"));
@@ -114,6 +116,7 @@ fn answer(operation: Operation) -> Outcome {
             headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
             body: request.url.into(),
         })),
+        Operation::Module(operation) => return require::find(&operation),
         other => panic!("no answer to {other:?}"),
     })
 }

@@ -73,10 +73,10 @@ fn require_knows_its_modules_and_gives_the_same_table_each_time() {
     let list = "std:fs, std:json, std:kv, std:log, std:task, vnd:hyper";
     check(
         "print(require('std:kv') == require('std:kv'), table.isfrozen(require('std:kv')))
-         print(pcall(require, './x'))
+         print(pcall(require, 'x'))
          print(pcall(require, 5))",
         &format!(
-            "true\ttrue;false\tinvalid: require: no module \"./x\"; there are {list};\
+            "true\ttrue;false\tinvalid: require: no module \"x\"; there are {list}, and your own under ./, ../ or @;\
              false\tinvalid: require: a module's name must be a string, got number; there are {list}"
         ),
     );
