@@ -273,7 +273,10 @@ impl Problem {
                 );
                 OperationError::limit("modules", message)
             }
-            Self::Disk(kind) => OperationError::io(format!("require: {path}: cannot be read: {kind}")),
+            Self::Disk(io::ErrorKind::PermissionDenied) => {
+                OperationError::io(format!("require: {path}: its permissions keep the host from reading it"))
+            }
+            Self::Disk(_) => OperationError::io(format!("require: {path}: cannot be read")),
         }
     }
 }
