@@ -96,6 +96,37 @@ fn what_a_tenant_has_written_is_no_module_of_anyone() {
 }
 
 #[test]
+fn a_module_for_which_there_is_no_memory_is_an_error_that_can_be_caught() {
+    let main = "local kept = {}
+        pcall(function() for i = 1, 1e6 do kept[i] = string.rep(tostring(i), 1000) end end)
+        for i = 1, 3 do
+            local ok, e = pcall(require, './big')
+            print(ok, type(e) == 'table' and `{e.kind} {e.limit}` or e)
+        end
+        kept = nil
+        print(require('./small'))";
+    let big = format!("return {{ {} }}", "x={1},".repeat(80_000));
+    let folder = folder(&[("main.luau", main), ("big.luau", &big), ("small.luau", "return 'small'")], "");
+    let got = output(neoc().current_dir(folder.path()).args(["run", "scripts/main.luau"]));
+    assert_eq!(got.stdout, "false\tlimit memory\n".repeat(3) + "small\n", "{}", got.stderr);
+}
+
+#[test]
+fn a_long_chain_of_modules_fits_on_the_stack() {
+    let chain: Vec<_> =
+        (0..62).map(|n| (format!("m{n}.luau"), format!("local m = require('./m{}') return m", n + 1))).collect();
+    let mut files: Vec<_> = chain.iter().map(|(path, source)| (path.as_str(), source.as_str())).collect();
+    let last = "local function f(n) return if n == 0 then 0 else 1 + f(n - 1) end
+        return `{f(15000)} {string.gsub('x', 'x', function() return pcall(coroutine.wrap(function() error() end)) and 'y' or 'z' end)}`";
+    let main = "local function nest(n) if n == 0 then return require('./m0') end return coroutine.wrap(nest)(n - 1) end
+        print(nest(100))";
+    files.extend([("m62.luau", last), ("main.luau", main)]);
+    let folder = folder(&files, "");
+    let got = output(neoc().current_dir(folder.path()).args(["run", "scripts/main.luau"]));
+    assert_eq!(got.stdout, "15000 z\n", "{}", got.stderr);
+}
+
+#[test]
 fn run_takes_modules_from_the_scripts_folder_wherever_it_is_started() {
     let folder =
         folder(&[("main.luau", "print(require('./lib/m'), pcall(require, '../x'))"), ("lib/m.luau", "return 'm'")], "");
@@ -107,4 +138,42 @@ fn run_takes_modules_from_the_scripts_folder_wherever_it_is_started() {
     }
     let got = output(neoc().current_dir("/").arg("run").arg(folder.path().join("scripts/main.luau")));
     assert_eq!((got.exit, got.stdout.as_str()), (0, expected), "{}", got.stderr);
+}
+
+/// MEM-04 of the attacks, for loads.
+#[test]
+fn memory_that_runs_out_at_any_moment_leaves_no_load_half_done() {
+    // The heap is filled, a little more of it given back each time, and a module required by two tasks.
+    let main = "local task = require('std:task')
+        local failed = 0
+        for n = 0, 149 do
+            local name = './m' .. n
+            local kept, i = {}, 0
+            pcall(function() while true do i += 1 kept[i] = string.rep(tostring(i), 1000) end end)
+            pcall(function() while true do i += 1 kept[i] = tostring(i) .. 'small' end end)
+            for j = #kept, #kept - 4 * n, -1 do kept[j] = nil end
+            local tried, ok = pcall(function()
+                local one, two = task.spawn(pcall, require, name), task.spawn(pcall, require, name)
+                return task.await(one) and task.await(two)
+            end)
+            if not (tried and ok) then failed += 1 end
+            kept = nil
+            -- The collector comes at the next loops and calls.
+            local value
+            for _ = 1, 100 do
+                tried, value = pcall(require, name)
+                if tried then break end
+            end
+            assert(tried and value[2] == n, tostring(value))
+        end
+        print(failed > 0 and failed < 150 or failed)";
+    let modules: Vec<_> =
+        (0..150).map(|n| (format!("m{n}.luau"), format!("return {{ require('./part'), {n} }}"))).collect();
+    let mut files: Vec<_> = modules.iter().map(|(path, source)| (path.as_str(), source.as_str())).collect();
+    files.extend([("part.luau", "return 'part'"), ("main.luau", main)]);
+    let limits = "[tenant.a.limits]\nmemory = \"8 MiB\"\ncpu = \"60 s\"\nwall = \"60 s\"\n";
+    let folder = folder(&files, limits);
+    let policy = ["--policy", "policy.toml", "--tenant", "a"];
+    let got = output(neoc().current_dir(folder.path()).args(["run", "scripts/main.luau"]).args(policy));
+    assert_eq!((got.exit, got.stdout.as_str()), (0, "true\n"), "{}", got.stderr);
 }

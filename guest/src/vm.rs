@@ -84,7 +84,8 @@ impl Vm {
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
-        let top_level = module::compile(&self.lua, &entry.name, &entry.source, None).map_err(failure::from_message)?;
+        let top_level = module::compile(&self.lua, &entry.name, &entry.source, None)
+            .map_err(|error| failure::from_message(error.message))?;
         match mode {
             Mode::Check => Ok(Entry::Absent),
             Mode::Script => Ok(Entry::Script(top_level)),

@@ -24,7 +24,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 use crate::failure::{self, Failure};
 use crate::stdlib::arguments::Arguments;
 use crate::stdlib::{self, Answer, Body};
-use crate::{host, operation};
+use crate::{host, memory, operation};
 use resolve::{Configurations, Step};
 
 /// How many modules may be loading inside one another in one task. Each level stands on the stack of the one
@@ -71,13 +71,15 @@ pub fn install(lua: &Lua, prelude: &Table, builtin: &Table) -> mlua::Result<()> 
 /// as in Luau's other hosts; the script's are those of the VM.
 ///
 /// # Errors
-/// What is wrong with the text, in one line that begins with `name`.
-pub fn compile(lua: &Lua, name: &str, source: &[u8], globals: Option<Table>) -> Result<LuaFunction, String> {
+/// [`neoc_abi::ErrorKind::Invalid`] when the text is wrong, [`neoc_abi::ErrorKind::Limit`] when there is no
+/// memory; the message begins with `name`.
+pub fn compile(lua: &Lua, name: &str, source: &[u8], globals: Option<Table>) -> Result<LuaFunction, OperationError> {
     if source.len() > MAX_SOURCE_BYTES {
-        return Err(format!("{name}: the source has {} bytes, and {MAX_SOURCE_BYTES} is the most", source.len()));
+        let message = format!("{name}: the source has {} bytes, and {MAX_SOURCE_BYTES} is the most", source.len());
+        return Err(OperationError::limit("source", message));
     }
     if source.first().is_some_and(|&first| first < 0x20 && !b"\t\n\r".contains(&first)) {
-        return Err(format!("{name}: not a source text"));
+        return Err(OperationError::invalid(format!("{name}: not a source text")));
     }
     let mut chunk = lua.load(source).set_name(format!("={name}")).set_mode(ChunkMode::Text);
     if let Some(globals) = globals {
@@ -85,8 +87,14 @@ pub fn compile(lua: &Lua, name: &str, source: &[u8], globals: Option<Table>) -> 
     }
     chunk.into_function().map_err(|error| {
         let message = failure::describe_error(&error);
-        // Luau's compiler allocates beside the script's heap, by C++'s operator new.
-        if message == "std::bad_alloc" { format!("{name}: not enough memory to compile it") } else { message }
+        // Luau's compiler allocates beside the script's heap, by C++'s operator new; and there may be no memory
+        // left to say that there is none.
+        match message.as_str() {
+            "std::bad_alloc" | "error in error handling" | "not enough memory" => {
+                OperationError::limit("memory", format!("{name}: not enough memory to compile it"))
+            }
+            _ => OperationError::invalid(message),
+        }
     })
 }
 
@@ -128,11 +136,14 @@ async fn fetch(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
         let message = format!("require: {module}: modules require one another {MAX_DEPTH} deep, which is the most");
         return Err(OperationError::limit("module_depth", message).into());
     }
+    // The longest answer, and the text in it.
+    memory::reserve(&lua, 2 * MAX_SOURCE_BYTES)
+        .map_err(|_| OperationError::limit("memory", format!("require: {module}: not enough memory to load it")))?;
     let candidates = path::candidates(&module);
     let Some((present, source)) = find(candidates.clone(), may_wait).await? else { return Ok(Value::Nil) };
     let file = the_one(&module, &candidates, &present)?;
     let body = compile(&lua, file, &source, Some(new_globals(&lua)?))
-        .map_err(|problem| OperationError::invalid(format!("require: {problem}")))?;
+        .map_err(|error| OperationError { message: format!("require: {}", error.message), ..error })?;
     let found = lua.create_table()?;
     found.raw_set("path", file)?;
     found.raw_set("body", body)?;
