@@ -101,14 +101,15 @@ fn a_module_for_which_there_is_no_memory_is_an_error_that_can_be_caught() {
         pcall(function() for i = 1, 1e6 do kept[i] = string.rep(tostring(i), 1000) end end)
         for i = 1, 3 do
             local ok, e = pcall(require, './big')
-            print(ok, type(e) == 'table' and `{e.kind} {e.limit}` or e)
+            -- Or Luau's own words, when there is not even the memory to ask.
+            assert(not ok and (e == 'not enough memory' or e.limit == 'memory'), tostring(e))
         end
         kept = nil
         print(require('./small'))";
     let big = format!("return {{ {} }}", "x={1},".repeat(80_000));
     let folder = folder(&[("main.luau", main), ("big.luau", &big), ("small.luau", "return 'small'")], "");
     let got = output(neoc().current_dir(folder.path()).args(["run", "scripts/main.luau"]));
-    assert_eq!(got.stdout, "false\tlimit memory\n".repeat(3) + "small\n", "{}", got.stderr);
+    assert_eq!(got.stdout, "small\n", "{}", got.stderr);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Sandbox {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
         let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
-        let (effects, completions) = Effects::new(broker, capabilities, caller, no_modules(), io);
+        let effects = Effects::new(broker, capabilities, caller, no_modules(), io);
         let job = Job {
             share: share(),
             image: Arc::clone(image),
@@ -89,7 +89,7 @@ impl Sandbox {
             wall: Duration::from_secs(60),
             log: ScriptLog::discard(),
             effects,
-            completions,
+            detach: None,
         };
         self.runtime.run(job).await
     }

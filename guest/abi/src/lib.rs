@@ -5,12 +5,15 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`module`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`] | operation and reply of one capability each |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
+pub mod api;
+pub mod detach;
 pub mod error;
 pub mod event;
 pub mod fs;
@@ -36,6 +39,8 @@ pub enum Operation {
     Kv(kv::Operation),
     /// `task.wait` of `std:task`.
     Time(time::Operation),
+    /// `task.detach` of `std:task`.
+    Detach(detach::Operation),
     /// `require`.
     Module(module::Operation),
 }
@@ -51,6 +56,8 @@ pub enum Reply {
     Kv(kv::Reply),
     /// To [`Operation::Time`].
     Time(time::Reply),
+    /// To [`Operation::Detach`].
+    Detach(detach::Reply),
     /// To [`Operation::Module`].
     Module(module::Reply),
 }

@@ -8,14 +8,12 @@
 //! | `require.luau` | who loads, who waits, what a module has returned |
 //!
 //! The host hands over texts and understands none of them. While a script is loaded it answers at once;
-//! afterwards it may take its time, and then the task waits as for any operation.
+//! afterwards it may take its time, and the task waits as for any operation.
 
 mod luaurc;
 pub mod path;
 mod resolve;
-pub mod temporary;
 
-use futures::FutureExt;
 use mlua::chunk::ChunkMode;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 use neoc_abi::module::{MAX_SOURCE_BYTES, Operation, Reply};
@@ -31,24 +29,14 @@ use resolve::{Configurations, Step};
 /// before.
 const MAX_DEPTH: f64 = 64.0;
 
-/// What `require.luau` is given, by name. Those that may wait exist twice: the first of each pair gives nil
-/// where it would have to.
+/// What `require.luau` is given, by name.
 const FUNCTIONS: &[(&str, Body)] = &[
-    ("resolve", Body::Local(|lua, arguments| at_once(resolve(lua.clone(), arguments, MayWait::No)))),
-    ("resolve_waiting", Body::Yields(|lua, arguments| Box::pin(resolve(lua, arguments, MayWait::Yes)))),
-    ("fetch", Body::Local(|lua, arguments| at_once(fetch(lua.clone(), arguments, MayWait::No)))),
-    ("fetch_waiting", Body::Yields(|lua, arguments| Box::pin(fetch(lua, arguments, MayWait::Yes)))),
+    ("resolve", Body::Yields(|lua, arguments| Box::pin(resolve(lua, arguments)))),
+    ("fetch", Body::Yields(|lua, arguments| Box::pin(fetch(lua, arguments)))),
 ];
 
 /// The metatable of the tables that modules have their globals in.
 struct GlobalsMetatable(Table);
-
-/// Whether a function may wait for the host.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum MayWait {
-    Yes,
-    No,
-}
 
 /// Puts `require` among the globals; `builtin` holds the modules that are ours.
 ///
@@ -62,7 +50,7 @@ pub fn install(lua: &Lua, prelude: &Table, builtin: &Table) -> mlua::Result<()> 
     lua.set_app_data(Configurations::default());
     let functions = lua.create_table()?;
     for (name, body) in FUNCTIONS {
-        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require".to_owned(), body)?)?;
+        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require", body)?)?;
     }
     lua.load(include_str!("require.luau")).set_name("=[neoc]").call((prelude, functions, builtin))
 }
@@ -109,7 +97,7 @@ fn new_globals(lua: &Lua) -> mlua::Result<Table> {
 }
 
 /// Finds the module that a name means: takes the requiring file and the name, gives the module.
-async fn resolve(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
+async fn resolve(lua: Lua, arguments: Arguments) -> Answer {
     let requirer = arguments.text(0, "file")?;
     let name = arguments.text(1, "name")?;
     loop {
@@ -121,7 +109,7 @@ async fn resolve(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
             Step::Module(module) => return Ok(Value::String(lua.create_string(module)?)),
             Step::LookFor(paths) => paths,
         };
-        let Some((present, source)) = find(paths.clone(), may_wait).await? else { return Ok(Value::Nil) };
+        let (present, source) = find(paths.clone()).await?;
         match lua.app_data_mut::<Configurations>() {
             Some(mut known) => known.learn(&paths, &present, &source)?,
             None => return Err(lost()),
@@ -130,7 +118,7 @@ async fn resolve(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
 }
 
 /// Takes a module and how deep it is nested; gives its file and its compiled body.
-async fn fetch(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
+async fn fetch(lua: Lua, arguments: Arguments) -> Answer {
     let module = arguments.text(0, "module")?;
     if as_number(&arguments.values[1]) > MAX_DEPTH {
         let message = format!("require: {module}: modules require one another {MAX_DEPTH} deep, which is the most");
@@ -140,7 +128,7 @@ async fn fetch(lua: Lua, arguments: Arguments, may_wait: MayWait) -> Answer {
     memory::reserve(&lua, 2 * MAX_SOURCE_BYTES)
         .map_err(|_| OperationError::limit("memory", format!("require: {module}: not enough memory to load it")))?;
     let candidates = path::candidates(&module);
-    let Some((present, source)) = find(candidates.clone(), may_wait).await? else { return Ok(Value::Nil) };
+    let (present, source) = find(candidates.clone()).await?;
     let file = the_one(&module, &candidates, &present)?;
     let body = compile(&lua, file, &source, Some(new_globals(&lua)?))
         .map_err(|error| OperationError { message: format!("require: {}", error.message), ..error })?;
@@ -170,26 +158,19 @@ fn the_one<'a>(module: &str, candidates: &'a [String], present: &[u32]) -> Resul
     }
 }
 
-/// Asks the host which files there are; with the text of the first. None: it would have to wait.
-async fn find(paths: Vec<String>, may_wait: MayWait) -> Result<Option<(Vec<u32>, Vec<u8>)>, Failure> {
+/// Asks the host which files there are; with the text of the first.
+async fn find(paths: Vec<String>) -> Result<(Vec<u32>, Vec<u8>), Failure> {
     let operation = AnyOperation::Module(Operation::Find { paths });
-    let outcome = if operation::check_open("require").is_err() {
-        // No script runs but the one that is being loaded. The host answers at once.
-        host::submit(0, &operation).unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
-    } else if may_wait == MayWait::Yes {
+    let outcome = if operation::check_open("require").is_ok() {
         operation::perform_in_line("require", operation).await
     } else {
-        return Ok(None);
+        // A script is being loaded: there is no task that could wait, and the host answers at once.
+        host::submit(0, &operation).unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
     };
     match outcome? {
-        AnyReply::Module(Reply::Found { present, source }) => Ok(Some((present, source))),
-        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(stdlib::mismatched_reply()),
+        AnyReply::Module(Reply::Found { present, source }) => Ok((present, source)),
+        _ => Err(stdlib::mismatched_reply()),
     }
-}
-
-/// Does what can be done without waiting.
-fn at_once(work: impl Future<Output = Answer>) -> Answer {
-    work.now_or_never().unwrap_or_else(|| Ok(Value::Nil))
 }
 
 fn as_number(value: &Value) -> f64 {

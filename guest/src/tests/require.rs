@@ -399,6 +399,100 @@ fn a_request_that_ended_leaves_no_load_behind() {
     let wait =
         submitted.iter().find(|(_, operation)| matches!(operation, Operation::Time(_))).expect("the handler waits");
     guest.complete(vec![(wait.0, super::answer(wait.1.clone()))]);
+    guest.answer_all();
     assert!(matches!(guest.finish(), Some(Finish::Failed(_))));
     assert_eq!(serve(&mut guest), "slow");
+}
+
+#[test]
+fn a_waiting_task_takes_over_from_a_cancelled_one() {
+    // Cancelled while the host looks for the file, or while the body waits.
+    for moment in ["", "repeat task.wait(1) until require('./state').n == 1"] {
+        check_files(
+            &[
+                ("a.luau", "require('./state').n += 1 for _ = 1, 5 do require('std:task').wait(1) end return {}"),
+                ("state.luau", "return { n = 0 }"),
+            ],
+            &format!(
+                "local task = require('std:task')
+                 local loader, others = task.spawn(require, './a'), {{}}
+                 for i = 1, 3 do others[i] = task.spawn(require, './a') end
+                 {moment}
+                 task.cancel(loader)
+                 print(task.try_await(loader))
+                 local a = task.await(others[1])
+                 print(a == task.await(others[2]), a == task.await(others[3]), a == require('./a'))
+                 print(require('./state').n <= 2)"
+            ),
+            "false\tcancelled: the task was cancelled;true\ttrue\ttrue;true",
+        );
+    }
+    // One that waits can be cancelled as well, and the load goes on.
+    check_files(
+        &[
+            ("a.luau", "require('./state').n += 1 require('std:task').wait(1) return 'a'"),
+            ("state.luau", "return { n = 0 }"),
+        ],
+        "local task = require('std:task')
+         local loader, other = task.spawn(require, './a'), task.spawn(require, './a')
+         task.cancel(other)
+         print(task.try_await(other))
+         print(task.await(loader), require('./state').n)",
+        "false\tcancelled: the task was cancelled;a\t1",
+    );
+}
+
+#[test]
+fn a_load_whose_task_ends_without_a_word_is_taken_over() {
+    check_files(
+        &[
+            (
+                "a.luau",
+                "local task = require('std:task')
+             print('the body')
+             local state = require('./state')
+             state.n += 1
+             if state.n == 1 then while true do pcall(task.wait, 1) end end
+             return 'a'",
+            ),
+            ("state.luau", "return { n = 0 }"),
+        ],
+        "local task = require('std:task')
+         local loader, other = task.spawn(require, './a'), task.spawn(require, './a')
+         repeat task.wait(1) until require('./state').n == 1
+         task.cancel(loader)
+         print(task.await(other), require('./state').n)",
+        "the body;the body;a\t2",
+    );
+}
+
+#[test]
+fn a_module_loads_where_luau_cannot_yield() {
+    check_files(
+        &[("lib/a.luau", "require('std:task').wait(1) return 'a'"), ("lib/b.luau", "return require('./a') .. 'b'")],
+        "local lazy = setmetatable({}, { __index = function(_, name) return require('./lib/' .. name) end })
+         print(lazy.b, (string.gsub('x', 'x', function() return lazy.a end)))",
+        "ab\ta",
+    );
+    // There, too, one waits for another task's load.
+    check_files(
+        &[("a.luau", "print('once') require('std:task').wait(1) return 'a'")],
+        "local task = require('std:task')
+         task.spawn(require, './a')
+         local lazy = setmetatable({}, { __index = function(_, name) return require('./' .. name) end })
+         print(lazy.a)",
+        "once;a",
+    );
+}
+
+#[test]
+fn a_load_that_waits_for_nothing_is_no_cycle() {
+    check_files(
+        &[("a.luau", "return require('std:task').channel(1):get()")],
+        "local task = require('std:task')
+         local loader = task.spawn(require, './a')
+         print(pcall(require, './a'))
+         task.cancel(loader)",
+        "false\tinvalid: require: all tasks wait for each other, and nothing can wake them",
+    );
 }

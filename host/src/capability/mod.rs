@@ -1,5 +1,6 @@
 //! Doing it: one file per capability. Each effect takes the broker's permit by value.
 
+pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -67,6 +68,17 @@ impl Capabilities {
     }
 }
 
+/// Does what takes no time. Gives back the permit of anything else.
+///
+/// # Errors
+/// The permit, for [`perform`].
+pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
+    match permit {
+        Permit::Detach(permit) => Ok(Ok(Reply::Detach(detach::perform(permit)))),
+        other => Err(other),
+    }
+}
+
 /// Does what the permit allows; `modules` is the folder of the tenant's script. Cancelled by dropping the future.
 ///
 /// # Errors
@@ -77,6 +89,7 @@ pub async fn perform(capabilities: &Capabilities, modules: &Arc<module::Folder>,
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
+        Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
     }
 }
