@@ -8,7 +8,7 @@
 //! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`workers`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`workers`] | operation and reply of one capability each |
 //! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
@@ -21,6 +21,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod log;
+pub mod module;
 pub mod time;
 pub mod value;
 pub mod wire;
@@ -43,6 +44,8 @@ pub enum Operation {
     Time(time::Operation),
     /// `task.detach` of `std:task`.
     Detach(detach::Operation),
+    /// `require`.
+    Module(module::Operation),
     /// `std:workers`.
     Workers(workers::Operation),
 }
@@ -60,6 +63,8 @@ pub enum Reply {
     Time(time::Reply),
     /// To [`Operation::Detach`].
     Detach(detach::Reply),
+    /// To [`Operation::Module`].
+    Module(module::Reply),
     /// To [`Operation::Workers`].
     Workers(workers::Reply),
 }

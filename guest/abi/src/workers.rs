@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::value::Packed;
 
-/// Longest name of a module, in bytes.
+/// Longest name of a module, and longest path of the file that it is written in, in bytes.
 pub const MAX_MODULE_BYTES: usize = 1024;
 
 /// What a script asks of its workers.
@@ -19,6 +19,8 @@ pub enum Operation {
 pub struct Work {
     /// What the worker requires: a module that returns a function.
     pub module: String,
+    /// The file in which that name means what it means, such as `lib/a.luau`.
+    pub file: String,
     /// The function's arguments: one packed value after the other.
     pub arguments: Packed,
 }

@@ -30,8 +30,8 @@ pub const MODULE: Module = Module {
     constants: None,
 };
 
-/// Takes a module's name, the packed table of the arguments, and the function's name; gives the packed table of
-/// the results.
+/// Takes the callee, the packed table of the arguments, and the function's name; gives the packed table of the
+/// results.
 async fn run(lua: Lua, arguments: Arguments) -> Answer {
     let callee = callee(&arguments)?;
     let packed = match &arguments.values[1] {
@@ -41,7 +41,7 @@ async fn run(lua: Lua, arguments: Arguments) -> Answer {
     Ok(Value::Table(callee.call(&lua, packed, InLine::No).await?))
 }
 
-/// Takes a module's name, the list, and the function's name; gives the list of the results.
+/// Takes the callee, the list, and the function's name; gives the list of the results.
 async fn map(lua: Lua, arguments: Arguments) -> Answer {
     let callee = callee(&arguments)?;
     let items = items(&lua, &callee.api, &arguments.values[1])?;
@@ -104,16 +104,22 @@ struct Callee {
     /// The name in messages.
     api: String,
     module: String,
+    /// Where the module is named.
+    file: String,
 }
 
-fn callee(arguments: &Arguments) -> Result<Callee, OperationError> {
+fn callee(arguments: &Arguments) -> Result<Callee, Failure> {
     let api = arguments.label();
-    let module = arguments::text(&api, "module", &arguments.values[0])?;
+    let Value::Table(callee) = &arguments.values[0] else {
+        return Err(mismatch(&api, "module", "a table", &arguments.values[0]).into());
+    };
+    let module = arguments::text(&api, "module", &callee.raw_get("module")?)?;
+    let file = arguments::text(&api, "file", &callee.raw_get("file")?)?;
     if module.is_empty() || module.len() > MAX_MODULE_BYTES {
         let rule = format!("{api}: module must have 1 to {MAX_MODULE_BYTES} bytes, got {}", module.len());
-        return Err(OperationError::invalid(rule));
+        return Err(OperationError::invalid(rule).into());
     }
-    Ok(Callee { api, module })
+    Ok(Callee { api, module, file })
 }
 
 /// Whether a call waits while many operations are pending, or fails.
@@ -127,7 +133,8 @@ impl Callee {
     async fn call(&self, lua: &Lua, arguments: Packed, in_line: InLine) -> Result<Table, Failure> {
         // The message to the host is one more copy.
         memory::reserve(lua, arguments.len())?;
-        let operation = AnyOperation::Workers(Operation::Run(Work { module: self.module.clone(), arguments }));
+        let (module, file) = (self.module.clone(), self.file.clone());
+        let operation = AnyOperation::Workers(Operation::Run(Work { module, file, arguments }));
         let reply = match in_line {
             InLine::Yes => operation::perform_in_line(&self.api, operation).await?,
             InLine::No => operation::perform(&self.api, operation).await?,

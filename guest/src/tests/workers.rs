@@ -5,7 +5,7 @@ use neoc_abi::value::{Packed, Token, put};
 use neoc_abi::workers::{Operation, Reply, Work};
 use neoc_abi::{ErrorKind, Operation as AnyOperation, OperationError, Outcome, Reply as AnyReply};
 
-use super::{Guest, check};
+use super::{Guest, check, require};
 
 /// Numbers, packed.
 fn numbers(numbers: &[f64]) -> Packed {
@@ -32,7 +32,7 @@ fn run_gives_all_results() {
     let mut guest = Guest::run("print(require('std:workers').run('./heavy', 1, 2))");
     let calls = calls(&mut guest);
     let [(id, work)] = calls.as_slice() else { panic!("{calls:?}") };
-    assert_eq!(*work, Work { module: "./heavy".into(), arguments: numbers(&[1.0, 2.0]) });
+    assert_eq!(*work, Work { module: "./heavy".into(), file: "main.luau".into(), arguments: numbers(&[1.0, 2.0]) });
     guest.complete(vec![(*id, returned(&[3.0, 4.0, 5.0]))]);
     assert_eq!((guest.finish(), guest.printed().as_str()), (Some(Finish::Done), "3\t4\t5"));
 }
@@ -157,19 +157,24 @@ fn arguments_that_make_no_sense_are_invalid() {
     }
 }
 
-/// Loads a handler's module, and runs `./m` of it as a worker.
-fn work(source: &str, arguments: Packed) -> Finish {
-    let (mut guest, loaded) = Guest::load(source, Mode::Handler);
-    assert_eq!(loaded, Finish::Done, "{source}");
-    guest.start(Event::Work(Work { module: "./m".into(), arguments }));
+/// Loads a handler, and runs the module `./m` beside it as a worker.
+fn work(files: &[(&str, &str)], arguments: Packed) -> Finish {
+    let mut guest = start(files, arguments);
     guest.answer_all();
     guest.finish().expect("the worker has ended")
 }
 
+fn start(files: &[(&str, &str)], arguments: Packed) -> Guest {
+    require::put(files);
+    let (mut guest, loaded) = Guest::load("return function() end", Mode::Handler);
+    assert_eq!(loaded, Finish::Done);
+    guest.start(Event::Work(Work { module: "./m".into(), file: "main.luau".into(), arguments }));
+    guest
+}
+
 /// As [`work`], with a function's body that fails.
 fn work_failure(body: &str) -> OperationError {
-    let source = format!("local function m()\n{body}\nend\nreturn {{ http = print, ['./m'] = m }}");
-    match work(&source, Packed::new()) {
+    match work(&[("m.luau", &format!("return function()\n{body}\nend"))], Packed::new()) {
         Finish::Worked(Err(error)) => error,
         other => panic!("{body}: {other:?}"),
     }
@@ -177,27 +182,67 @@ fn work_failure(body: &str) -> OperationError {
 
 #[test]
 fn a_worker_calls_the_modules_function_with_the_arguments() {
-    let source = "return { http = print, ['./m'] = function(...)
+    let source = "return function(...)
         require('std:task').wait(1)
         return select('#', ...), ...
-    end }";
-    assert_eq!(work(source, numbers(&[7.0, 8.0])), Finish::Worked(Ok(numbers(&[2.0, 7.0, 8.0]))));
+    end";
+    assert_eq!(work(&[("m.luau", source)], numbers(&[7.0, 8.0])), Finish::Worked(Ok(numbers(&[2.0, 7.0, 8.0]))));
+}
+
+#[test]
+fn a_module_is_named_as_for_require() {
+    let files = [
+        ("lib/a.luau", "return function() return require('std:workers').run('./b', 1) end"),
+        ("lib/b.luau", "return function(n) return n + require('../c') end"),
+        ("c.luau", "return 5"),
+    ];
+    require::put(&files);
+    let mut guest = Guest::run("print(require('./lib/a')())");
+    let mut works = Vec::new();
+    loop {
+        let submitted = guest.submitted();
+        if submitted.is_empty() {
+            break;
+        }
+        for (id, operation) in submitted {
+            if let AnyOperation::Workers(Operation::Run(work)) = &operation {
+                works.push(work.clone());
+            }
+            guest.complete(vec![(id, super::answer(operation))]);
+        }
+    }
+    let [work] = works.as_slice() else { panic!("{works:?}") };
+    assert_eq!((work.module.as_str(), work.file.as_str()), ("./b", "lib/a.luau"));
+    let (mut guest, _) = Guest::load("return function() end", Mode::Handler);
+    guest.start(Event::Work(work.clone()));
+    guest.answer_all();
+    assert_eq!(guest.finish(), Some(Finish::Worked(Ok(numbers(&[6.0])))));
+}
+
+#[test]
+fn a_script_that_is_no_handler_has_workers_too() {
+    require::put(&[("m.luau", "return function() return 5 end")]);
+    let (mut guest, loaded) = Guest::load("error('its top level does not run')", Mode::Script);
+    assert_eq!(loaded, Finish::Done);
+    guest.start(Event::Work(Work { module: "./m".into(), file: "main.luau".into(), arguments: Packed::new() }));
+    guest.answer_all();
+    assert_eq!(guest.finish(), Some(Finish::Worked(Ok(numbers(&[5.0])))));
 }
 
 #[test]
 fn what_a_worker_raises_is_failed_with_its_message_and_traceback() {
     let error = work_failure("error('boom')");
-    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "main.luau:2: boom"));
-    assert_eq!(error.traceback.as_deref(), Some("main.luau:2 function m"));
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "m.luau:2: boom"));
+    assert_eq!(error.traceback.as_deref(), Some("m.luau:2"));
     let error = work_failure("error({ code = 5 })");
-    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "main.luau:2: (error object is a table)"));
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Failed, "m.luau:2: (error object is a table)"));
 }
 
 #[test]
 fn an_error_value_of_a_module_comes_as_it_is() {
     let error = work_failure("require('std:kv').get(1)");
     assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Invalid, "kv.get: key must be a string, got number"));
-    assert_eq!(error.traceback.as_deref(), Some("main.luau:2 function m"));
+    assert_eq!(error.traceback.as_deref(), Some("m.luau:2"));
 }
 
 #[test]
@@ -214,21 +259,27 @@ fn a_result_that_cannot_be_copied_is_invalid() {
 }
 
 #[test]
-fn a_module_that_returns_no_function_is_invalid() {
-    let finish = work("return { http = print, ['./m'] = { 5 } }", Packed::new());
-    let Finish::Worked(Err(error)) = finish else { panic!("{finish:?}") };
-    assert_eq!(error.message, "workers.run: the module \"./m\" must return a function, got table");
-    let finish = work("return print", Packed::new());
-    let Finish::Worked(Err(error)) = finish else { panic!("{finish:?}") };
-    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::Invalid, "require: no module \"./m\""));
+fn a_module_that_is_not_there_or_returns_no_function_is_an_error() {
+    let cases = [
+        (
+            vec![("m.luau", "return { 5 }")],
+            "invalid: workers.run: the module \"./m\" must return a function, got table",
+        ),
+        (vec![("m.luau", "error('boom')")], "failed: m.luau:1: boom"),
+        (vec![], "io: require: no module \"m\"; looked for m.luau, m.lua, m/init.luau, m/init.lua"),
+    ];
+    for (files, expected) in cases {
+        let finish = work(&files, Packed::new());
+        let Finish::Worked(Err(error)) = finish else { panic!("{finish:?}") };
+        assert_eq!(format!("{}: {}", error.kind.as_str(), error.message), expected);
+    }
 }
 
 #[test]
 fn a_workers_tasks_end_before_it_does() {
     let source = "local task = require('std:task')
-        return { http = print, ['./m'] = function() task.spawn(function() task.wait(1) print('late') end) return 1 end }";
-    let (mut guest, _) = Guest::load(source, Mode::Handler);
-    guest.start(Event::Work(Work { module: "./m".into(), arguments: Packed::new() }));
+        return function() task.spawn(function() task.wait(1) print('late') end) return 1 end";
+    let mut guest = start(&[("m.luau", source)], Packed::new());
     assert_eq!(guest.finish(), None);
     guest.answer_all();
     assert_eq!((guest.finish(), guest.printed().as_str()), (Some(Finish::Worked(Ok(numbers(&[1.0])))), "late"));

@@ -69,9 +69,13 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
 }
 
 fn check_sizes(work: &Work) -> Result<(), Refused> {
-    let (module, arguments) = (work.module.len(), work.arguments.len());
+    let Work { module, file, arguments } = work;
+    let (module, file, arguments) = (module.len(), file.len(), arguments.len());
     if module == 0 || module > MAX_MODULE_BYTES {
         return Err(invalid(format!("workers: a module's name has 1 to {MAX_MODULE_BYTES} bytes, got {module}")));
+    }
+    if file > MAX_MODULE_BYTES {
+        return Err(invalid(format!("workers: a file's path has at most {MAX_MODULE_BYTES} bytes, got {file}")));
     }
     if arguments > MAX_PACKED_BYTES {
         return Err(over(format!("workers: arguments have at most {MAX_PACKED_BYTES} bytes, got {arguments}")));
@@ -102,7 +106,7 @@ mod tests {
     }
 
     fn run(module: &str, argument_bytes: usize) -> Operation {
-        Operation::Run(Work { module: module.into(), arguments: vec![0; argument_bytes].into() })
+        Operation::Run(Work { module: module.into(), file: "a.luau".into(), arguments: vec![0; argument_bytes].into() })
     }
 
     /// The label of a refusal.

@@ -4,6 +4,7 @@ pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
+pub mod module;
 pub mod time;
 pub mod workers;
 
@@ -79,17 +80,24 @@ pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
     }
 }
 
-/// Does what the permit allows; a VM for it comes from `launch`. Cancelled by dropping the future.
+/// Does what the permit allows; `modules` is the folder of the tenant's script, and a VM for a worker comes from
+/// `launch`. Cancelled by dropping the future.
 ///
 /// # Errors
 /// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
-pub async fn perform(capabilities: &Capabilities, launch: Option<workers::Launch>, permit: Permit) -> Outcome {
+pub async fn perform(
+    capabilities: &Capabilities,
+    modules: &Arc<module::Folder>,
+    launch: Option<workers::Launch>,
+    permit: Permit,
+) -> Outcome {
     match permit {
         Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
+        Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
         Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
     }
 }

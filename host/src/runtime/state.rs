@@ -3,7 +3,7 @@
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
-use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, event::Finish, log::Record, wire};
+use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, event::Finish, log::Record, wire};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot::error::TryRecvError},
     task::{AbortHandle, JoinSet},
@@ -17,9 +17,10 @@ use super::{
     meter::CpuMeter,
 };
 use crate::{
-    broker::{Broker, Caller, Permit},
+    broker::{self, Broker, Caller, Permit},
     capability::{
         self, Capabilities,
+        module::Folder,
         workers::{Gone, Launch, Launcher, Place},
     },
     script_log::ScriptLog,
@@ -48,13 +49,23 @@ pub struct State {
     /// Longest outcome that fits into the VM, in bytes.
     max_outcome_bytes: usize,
     log: ScriptLog,
-    effects: Option<Effects>,
+    reach: Reach,
+}
+
+/// What a VM's operations can reach.
+pub enum Reach {
+    /// Nothing: there is no script in it.
+    Nothing,
+    /// While a script is loaded or checked: its own modules. They are read at once, on the script worker; a
+    /// load has nothing else to wait for, and nobody waits behind it for longer than for its computing.
+    Modules(Arc<Folder>),
+    /// All that the policy allows.
+    Effects(Effects),
 }
 
 impl State {
-    /// A state for a VM with `memory_bytes` of memory. Without `effects` each operation is refused:
-    /// so it is while a script is loaded or checked.
-    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, effects: Option<Effects>) -> Self {
+    /// A state for a VM with `memory_bytes` of memory.
+    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, reach: Reach) -> Self {
         let wasi = WasiCtxBuilder::new()
             .monotonic_clock(CoarseMonotonic::starting_now())
             .wall_clock(CoarseWall)
@@ -74,7 +85,7 @@ impl State {
             n_stalls: 0,
             max_outcome_bytes: memory_bytes / 2,
             log,
-            effects,
+            reach,
         }
     }
 
@@ -83,14 +94,20 @@ impl State {
     }
 
     pub(super) fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
-        match &mut self.effects {
-            Some(effects) => effects.submit(id, operation),
-            None => Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded"))),
+        match (&mut self.reach, operation) {
+            (Reach::Effects(effects), operation) => effects.submit(id, operation),
+            (Reach::Modules(folder), Operation::Module(operation)) => {
+                let permit = broker::module::Permit::while_loading(operation);
+                Some(permit.and_then(|permit| folder.find_now(permit)).map(Reply::Module))
+            }
+            (Reach::Modules(_) | Reach::Nothing, _) => {
+                Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded")))
+            }
         }
     }
 
     pub(super) fn cancel(&mut self, id: u32, confirm: bool) {
-        if let Some(effects) = &mut self.effects {
+        if let Reach::Effects(effects) = &mut self.reach {
             effects.cancel(id, confirm);
         }
     }
@@ -104,7 +121,8 @@ impl State {
 
     /// Waits for operations to finish, and gives all that have. None when none is under way.
     pub(super) async fn next_batch(&mut self) -> Option<Vec<Completion>> {
-        let batch = self.effects.as_mut()?.next_batch().await?;
+        let Reach::Effects(effects) = &mut self.reach else { return None };
+        let batch = effects.next_batch().await?;
         Some(batch.into_iter().map(|completion| within(self.max_outcome_bytes, completion)).collect())
     }
 
@@ -131,8 +149,8 @@ pub struct Effects {
     awaited: HashMap<u32, AbortHandle>,
     completions: mpsc::UnboundedSender<Completion>,
     finished: mpsc::UnboundedReceiver<Completion>,
-    /// What a worker takes up among those of its request, until its VM is gone.
-    _held: Option<Held>,
+    /// What a worker takes up among those of its request.
+    held: Option<Held>,
 }
 
 /// What all VMs of a request do their effects with.
@@ -140,38 +158,41 @@ pub struct Effects {
 pub struct Line {
     broker: Arc<Broker>,
     capabilities: Arc<Capabilities>,
+    /// The script's own modules.
+    modules: Arc<Folder>,
     io: tokio::runtime::Handle,
 }
 
 /// A place among the request's workers, and bytes of arguments.
-type Held = (Place, OwnedSemaphorePermit);
+pub type Held = (Place, OwnedSemaphorePermit);
 
 // === impl Line ===
 
 impl Line {
     /// The effects of a worker.
     pub fn worker(&self, caller: Arc<Caller>, held: Held) -> Effects {
-        Effects { _held: Some(held), ..Effects::on(self.clone(), caller) }
+        Effects { held: Some(held), ..Effects::on(self.clone(), caller) }
     }
 }
 
 // === impl Effects ===
 
 impl Effects {
-    /// A line for `caller`.
+    /// A line for `caller`, whose script's own modules are `modules`.
     pub fn new(
         broker: Arc<Broker>,
         capabilities: Arc<Capabilities>,
         caller: Arc<Caller>,
+        modules: Arc<Folder>,
         io: tokio::runtime::Handle,
     ) -> Self {
-        Self::on(Line { broker, capabilities, io }, caller)
+        Self::on(Line { broker, capabilities, modules, io }, caller)
     }
 
     fn on(line: Line, caller: Arc<Caller>) -> Self {
         let (completions, finished) = mpsc::unbounded_channel();
         let (running, awaited) = (JoinSet::new(), HashMap::new());
-        Self { line, caller, launcher: None, running, awaited, completions, finished, _held: None }
+        Self { line, caller, launcher: None, running, awaited, completions, finished, held: None }
     }
 
     /// What workers do their effects with.
@@ -184,11 +205,17 @@ impl Effects {
         self.caller.has_workers()
     }
 
+    /// What is to be kept until the VM is gone.
+    pub(super) fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
+    }
+
     pub(super) fn set_launcher(&mut self, launcher: Launcher) {
         self.launcher = Some(launcher);
     }
 
-    /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
+    /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
+    /// known already.
     fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
         if self.running.len() >= MAX_RUNNING {
             return Some(Err(OperationError::limit("pending_operations", "too many operations are under way")));
@@ -203,14 +230,20 @@ impl Effects {
             Ok(outcome) => return Some(outcome),
             Err(permit) => permit,
         };
-        let capabilities = Arc::clone(&self.line.capabilities);
+        if let Permit::Module(permit) = &permit
+            && let Some(reply) = self.line.modules.recall(permit)
+        {
+            return Some(Ok(Reply::Module(reply)));
+        }
+        let (capabilities, modules) = (Arc::clone(&self.line.capabilities), Arc::clone(&self.line.modules));
         let (launch, gone) = self.launch_for(&permit).unzip();
         let (completions, io) = (self.completions.clone(), self.line.io.clone());
         let completion = CompleteOnDrop { id, completions, outcome: None, gone, io };
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
-            let effect = AssertUnwindSafe(capability::perform(&capabilities, launch, permit)).catch_unwind();
+            let effect = capability::perform(&capabilities, &modules, launch, permit);
+            let effect = AssertUnwindSafe(effect).catch_unwind();
             completion.outcome = Some(effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
