@@ -10,6 +10,7 @@
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`preemption`] | kills at any moment, and what they leave |
+//! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`support`] | a running host, an upstream, an HTTP client |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -23,3 +24,4 @@ mod host;
 mod layers;
 mod preemption;
 mod support;
+mod tasks;

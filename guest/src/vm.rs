@@ -225,6 +225,11 @@ impl Vm {
             if let Some(finish) = self.finish.take() {
                 self.log_unawaited();
                 host::finish(&finish);
+                // What was detached begins when the host calls again, with a budget of its own.
+                scheduler::begin_detached();
+                if scheduler::n_alive() > 0 {
+                    break;
+                }
             }
             if scheduler::n_alive() == 0 {
                 self.end();
@@ -256,6 +261,7 @@ impl Vm {
 
     /// Drops the tasks that are left, and stops their operations.
     fn end(&mut self) {
+        self.log_unawaited();
         self.running = false;
         scheduler::close();
         operation::set_open(false);

@@ -292,8 +292,8 @@ impl Runtime {
     /// the script ended goes to `end`, before the tasks that were detached go on.
     async fn drive(self: Arc<Self>, job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
         let meter = CpuMeter::new(cpu);
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, meter.last_budget());
         let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
@@ -308,6 +308,9 @@ impl Runtime {
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached.
                 meter.renew(detach.as_ref().map_or(Duration::ZERO, |grant| grant.cpu));
+                if n_waiting > 0 {
+                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                }
             }
             if n_waiting == 0 {
                 return Ok(());
