@@ -137,6 +137,21 @@ fn position(frame: &str) -> Option<&str> {
     frame.split_whitespace().next().filter(|position| position.ends_with(|last: char| last.is_ascii_digit()))
 }
 
+/// Where a call stands that has the VM stand still, such as `main.luau:3: task.wait`.
+pub fn stall_place(lua: &Lua, api: &str) -> String {
+    /// Frames of the callback and its wrappers, and then of a script's own functions.
+    const MAX_LEVELS: usize = 16;
+    let frame = |level| {
+        lua.inspect_stack(level, |debug| {
+            let source = debug.source().short_src?.into_owned();
+            let is_scripts = !source.starts_with('[') && source != "__mlua_async_poll";
+            is_scripts.then(|| format!("{source}:{}", debug.current_line().unwrap_or_default()))
+        })
+    };
+    let place = (0..MAX_LEVELS).find_map(|level| frame(level).flatten());
+    format!("{}: {api}", place.unwrap_or_default())
+}
+
 /// A failure that has no traceback.
 pub fn from_message(message: impl Into<String>) -> ScriptError {
     let mut message = message.into();

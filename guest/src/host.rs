@@ -4,7 +4,7 @@
 
 use neoc_abi::event::Finish;
 use neoc_abi::log::{Level, MAX_LINE_BYTES, Record};
-use neoc_abi::{Operation, OperationError, Outcome, wire};
+use neoc_abi::{Completion, Operation, OperationError, Outcome, wire};
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use double as imports;
@@ -18,9 +18,20 @@ pub fn submit(id: u32, operation: &Operation) -> Option<Outcome> {
     Some(wire::decode(&reply).unwrap_or_else(|_| Err(OperationError::io("the host's reply cannot be read"))))
 }
 
-/// Tells the host that nobody waits for the operation any more.
-pub fn cancel(id: u32) {
-    imports::cancel(id);
+/// Has the host stop an operation. If it is to confirm, a completion comes once nothing of it is left.
+pub fn cancel(id: u32, confirm: bool) {
+    imports::cancel(id, u32::from(confirm));
+}
+
+/// Stands still until operations have finished, and gives them.
+pub fn wait() -> Vec<Completion> {
+    // The host and the guest are built together: bytes that cannot be read are nobody's completions.
+    wire::decode(&imports::wait()).unwrap_or_default()
+}
+
+/// Tells the host where this VM is about to stand still, because Luau cannot yield there.
+pub fn stall(place: &str) {
+    imports::stall(place.as_bytes());
 }
 
 /// Gives the thread back until the host lets this VM go on. The VM ends here if its time is used up.
@@ -51,7 +62,9 @@ mod imports {
         unsafe extern "C" {
             pub fn submit(id: u32, pointer: *const u8, length: usize) -> i32;
             pub fn receive(pointer: *mut u8);
-            pub safe fn cancel(id: u32);
+            pub safe fn cancel(id: u32, confirm: u32);
+            pub safe fn wait() -> usize;
+            pub fn stall(pointer: *const u8, length: usize);
             pub safe fn pause();
             pub fn finish(pointer: *const u8, length: usize);
             pub fn log(pointer: *const u8, length: usize);
@@ -63,10 +76,24 @@ mod imports {
     pub fn submit(id: u32, operation: &[u8]) -> Option<Vec<u8>> {
         // SAFETY: the host reads exactly this slice, before it returns.
         let length = unsafe { raw::submit(id, operation.as_ptr(), operation.len()) };
-        let mut reply = vec![0; usize::try_from(length).ok()?];
-        // SAFETY: the host writes exactly the number of bytes that `submit` has just announced.
-        unsafe { raw::receive(reply.as_mut_ptr()) };
-        Some(reply)
+        Some(receive(usize::try_from(length).ok()?))
+    }
+
+    pub fn wait() -> Vec<u8> {
+        receive(raw::wait())
+    }
+
+    /// Takes what the host has announced.
+    fn receive(length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        // SAFETY: the host writes exactly the number of bytes that it has just announced.
+        unsafe { raw::receive(bytes.as_mut_ptr()) };
+        bytes
+    }
+
+    pub fn stall(place: &[u8]) {
+        // SAFETY: the host reads exactly this slice, before it returns.
+        unsafe { raw::stall(place.as_ptr(), place.len()) }
     }
 
     pub fn finish(bytes: &[u8]) {
@@ -94,14 +121,18 @@ pub mod double {
     pub struct Said {
         /// By `submit`, with the operation's number.
         pub submitted: Vec<(u32, Vec<u8>)>,
-        /// By `cancel`.
-        pub cancelled: Vec<u32>,
+        /// By `cancel`, with whether the host is to confirm.
+        pub cancelled: Vec<(u32, bool)>,
+        /// By `stall`.
+        pub stalls: Vec<String>,
         /// By `finish`.
         pub finished: Vec<Vec<u8>>,
         /// By `log`.
         pub logged: Vec<Vec<u8>>,
         /// When set by a test, answers an operation at once.
         pub answer_at_once: Option<Answer>,
+        /// When set by a test, gives what `wait` brings.
+        pub answer_wait: Option<fn() -> Vec<u8>>,
     }
 
     thread_local! {
@@ -116,8 +147,17 @@ pub mod double {
         })
     }
 
-    pub fn cancel(id: u32) {
-        SAID.with_borrow_mut(|said| said.cancelled.push(id));
+    pub fn cancel(id: u32, confirm: u32) {
+        SAID.with_borrow_mut(|said| said.cancelled.push((id, confirm != 0)));
+    }
+
+    pub fn wait() -> Vec<u8> {
+        let answer = SAID.with_borrow(|said| said.answer_wait).expect("a test that waits says what comes");
+        answer()
+    }
+
+    pub fn stall(place: &[u8]) {
+        SAID.with_borrow_mut(|said| said.stalls.push(String::from_utf8_lossy(place).into_owned()));
     }
 
     pub fn finish(bytes: &[u8]) {

@@ -51,8 +51,8 @@ mod exports {
         static VM: RefCell<Option<Vm>> = const { RefCell::new(None) };
     }
 
-    fn with_vm(work: impl FnOnce(&mut Vm)) {
-        VM.with_borrow_mut(|vm| work(vm.as_mut().expect("the host calls init before anything else")));
+    fn with_vm<T>(work: impl FnOnce(&mut Vm) -> T) -> T {
+        VM.with_borrow_mut(|vm| work(vm.as_mut().expect("the host calls init before anything else")))
     }
 
     /// Takes a buffer back from the host.
@@ -115,25 +115,25 @@ mod exports {
         with_vm(|vm| vm.load(&bytes));
     }
 
-    /// Starts the work of a [`neoc_abi::event::Start`].
+    /// Starts the work of a [`neoc_abi::event::Start`]. Gives how many tasks wait; 0: all have ended.
     ///
     /// # Safety
     /// See [`consume`].
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn start(pointer: *mut u8, length: usize) {
+    unsafe extern "C" fn start(pointer: *mut u8, length: usize) -> usize {
         // SAFETY: the caller passes a buffer from `allocate`.
         let bytes = unsafe { consume(pointer, length) };
-        with_vm(|vm| vm.start(&bytes));
+        with_vm(|vm| vm.start(&bytes))
     }
 
-    /// Takes a batch of [`neoc_abi::Completion`]s and runs on until all tasks wait again.
+    /// Takes a batch of [`neoc_abi::Completion`]s and runs on until all tasks wait again. Gives how many do.
     ///
     /// # Safety
     /// See [`consume`].
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn complete(pointer: *mut u8, length: usize) {
+    unsafe extern "C" fn complete(pointer: *mut u8, length: usize) -> usize {
         // SAFETY: the caller passes a buffer from `allocate`.
         let bytes = unsafe { consume(pointer, length) };
-        with_vm(|vm| vm.complete(&bytes));
+        with_vm(|vm| vm.complete(&bytes))
     }
 }

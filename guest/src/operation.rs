@@ -1,20 +1,27 @@
 //! Operations on their way to the host and back.
 //!
-//! [`perform`] gives a future; dropping it cancels the operation. The number of operations that wait
-//! for the host is bounded, so that no script can queue without end.
+//! [`perform`] gives a future; dropping it stops the operation. When the task that waits is cancelled, the
+//! host stops the operation first and confirms that, and only then does the future end. How many operations
+//! and timers may be on their way at once is bounded, so that no script can queue without end.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
-use futures::channel::oneshot;
-use neoc_abi::{Completion, Operation, OperationError, Outcome};
+use neoc_abi::{Completion, Operation, OperationError, Outcome, Reply, time};
 
 use crate::host;
+use crate::scheduler::{self, cancel, wait};
 
-/// Most operations that may wait for the host at once.
+/// Most operations that may wait for the host at once, timers not counted.
 pub const MAX_PENDING: usize = 64;
+
+/// Most timers that may run at once.
+pub const MAX_TIMERS: usize = 1000;
+
+/// The longest time that can be waited for, in seconds. A wait for ever is a wait for the end of the script's time.
+const MAX_SECONDS: f64 = 1e9;
 
 /// The operations of this VM. A thread-local, because futures and their drop guards reach it from anywhere.
 #[derive(Default)]
@@ -23,10 +30,35 @@ struct Operations {
     open: bool,
     /// The number of the last operation.
     last_id: u32,
-    /// Those the host works on, by number.
-    pending: BTreeMap<u32, oneshot::Sender<Outcome>>,
+    /// Those that somebody waits for, by number.
+    awaited: BTreeMap<u32, Awaited>,
+    /// How many of them the host works on, timers not counted.
+    n_pending: usize,
+    /// How many timers the host runs.
+    n_timers: usize,
     /// Those who wait until there are fewer pending ones.
     in_line: Vec<Waker>,
+}
+
+/// An operation, from its submission until its outcome is taken.
+struct Awaited {
+    /// The task that waits for it.
+    task: u32,
+    is_timer: bool,
+    /// Whether its task was cancelled, and the host was told to stop.
+    cancelled: bool,
+    progress: Progress,
+    waker: Option<Waker>,
+}
+
+/// How far the host has come with an operation.
+enum Progress {
+    /// It works on it.
+    Pending,
+    /// It has ended, so.
+    Finished(Outcome),
+    /// Its outcome was taken.
+    Taken,
 }
 
 thread_local! {
@@ -35,8 +67,13 @@ thread_local! {
 
 /// Opens or closes the gate for effects, and forgets what a former start left.
 pub fn set_open(open: bool) {
-    cancel_all();
-    OPERATIONS.with_borrow_mut(|operations| operations.open = open);
+    let former = OPERATIONS.take();
+    for (id, awaited) in &former.awaited {
+        if awaited.is_pending() {
+            host::cancel(*id, false);
+        }
+    }
+    OPERATIONS.set(Operations { open, last_id: former.last_id, ..Operations::default() });
 }
 
 /// Refuses effects where there are none: while the entry module's top level runs.
@@ -53,25 +90,27 @@ pub fn check_open(api: &str) -> Result<(), OperationError> {
 /// Performs an operation.
 ///
 /// # Errors
-/// What the host answers, and [`neoc_abi::ErrorKind::Limit`] at once when [`MAX_PENDING`] operations wait.
+/// What the host answers; `cancelled`; [`neoc_abi::ErrorKind::Limit`] at once when [`MAX_PENDING`] others wait.
 pub async fn perform(api: &str, operation: Operation) -> Outcome {
     check_open(api)?;
-    if OPERATIONS.with_borrow(|operations| operations.pending.len() >= MAX_PENDING) {
+    cancel::refuse().await?;
+    if OPERATIONS.with_borrow(|operations| operations.n_pending >= MAX_PENDING) {
         let message = format!("{api}: {MAX_PENDING} operations are pending, which is the most at once");
         return Err(OperationError::limit("pending_operations", message));
     }
-    submit(operation).await
+    submit(&operation, false)?.outcome().await
 }
 
 /// Performs an operation as soon as fewer than [`MAX_PENDING`] others wait.
 ///
 /// # Errors
-/// What the host answers.
+/// What the host answers, and `cancelled`.
 pub async fn perform_in_line(api: &str, operation: Operation) -> Outcome {
     check_open(api)?;
+    let turn = wait::Turn::begin();
     poll_fn(|context| {
         OPERATIONS.with_borrow_mut(|operations| {
-            if operations.pending.len() < MAX_PENDING {
+            if operations.n_pending < MAX_PENDING || cancel::is_cancelled() {
                 return Poll::Ready(());
             }
             operations.in_line.push(context.waker().clone());
@@ -79,90 +118,207 @@ pub async fn perform_in_line(api: &str, operation: Operation) -> Outcome {
         })
     })
     .await;
-    submit(operation).await
-}
-
-async fn submit(operation: Operation) -> Outcome {
-    let id = OPERATIONS.with_borrow_mut(Operations::next_id);
-    let (sender, receiver) = oneshot::channel();
-    // Listed first: the guard must find it even if the future is dropped at once.
-    OPERATIONS.with_borrow_mut(|operations| operations.pending.insert(id, sender));
-    let mut ticket = Ticket { id, cancel_on_drop: false };
-    if let Some(outcome) = host::submit(id, &operation) {
-        return outcome;
-    }
+    drop(turn);
+    cancel::refuse().await?;
+    let pending = submit(&operation, false)?;
     // The text may be large, and the wait long.
     drop(operation);
-    ticket.cancel_on_drop = true;
-    receiver.await.unwrap_or_else(|_| Err(cancelled()))
+    pending.outcome().await
 }
 
-fn cancelled() -> OperationError {
+/// Performs an operation that the host answers at once.
+///
+/// # Errors
+/// What the host answers, and `cancelled`.
+pub fn perform_at_once(api: &str, operation: &Operation) -> Outcome {
+    check_open(api)?;
+    cancel::check()?;
+    submit(operation, false)?.now()
+}
+
+/// Waits for so many seconds; gives those that have really passed. NaN and negative times are no time.
+///
+/// # Errors
+/// `cancelled`; [`neoc_abi::ErrorKind::Limit`] when [`MAX_TIMERS`] run; what the host answers.
+pub async fn sleep(api: &str, seconds: f64) -> Result<f64, OperationError> {
+    check_open(api)?;
+    cancel::refuse().await?;
+    if OPERATIONS.with_borrow(|operations| operations.n_timers >= MAX_TIMERS) {
+        let message = format!("{api}: {MAX_TIMERS} timers run, which is the most at once");
+        return Err(OperationError::limit("timers", message));
+    }
+    waited(submit(&wait_for(seconds), true)?.outcome().await?)
+}
+
+/// Lets a time pass that no task waits for, so that no cancellation ends it.
+pub async fn window(seconds: f64) {
+    if let Ok(mut pending) = submit(&wait_for(seconds), true) {
+        pending.hand_to_nobody();
+        // Over, in any case: an error must not make the window wider.
+        let _ = pending.outcome().await;
+    }
+}
+
+fn wait_for(seconds: f64) -> Operation {
+    let seconds = if seconds > 0.0 { seconds.min(MAX_SECONDS) } else { 0.0 };
+    Operation::Time(time::Operation::Wait { seconds })
+}
+
+fn waited(reply: Reply) -> Result<f64, OperationError> {
+    match reply {
+        Reply::Time(time::Reply::Waited { seconds }) => Ok(seconds),
+        _ => Err(OperationError::io("the host's reply is for another operation")),
+    }
+}
+
+/// Hands an operation to the host, for the current task.
+fn submit(operation: &Operation, is_timer: bool) -> Result<Pending, OperationError> {
+    let task = scheduler::current();
+    let id = OPERATIONS.with_borrow_mut(|operations| operations.add(task, is_timer));
+    let pending = Pending { id };
+    if let Some(outcome) = host::submit(id, operation) {
+        complete(Completion { id, outcome });
+    }
+    Ok(pending)
+}
+
+/// Keeps the outcome of an operation for whoever waits for it. Nobody may: it was dropped meanwhile.
+pub fn complete(completion: Completion) {
+    let Completion { id, outcome } = completion;
+    let (waker, in_line) = OPERATIONS.with_borrow_mut(|operations| {
+        let Some(awaited) = operations.awaited.get_mut(&id) else { return (None, Vec::new()) };
+        if !awaited.is_pending() {
+            return (None, Vec::new());
+        }
+        awaited.progress = Progress::Finished(outcome);
+        let (waker, is_timer) = (awaited.waker.take(), awaited.is_timer);
+        operations.subtract(is_timer);
+        (waker, std::mem::take(&mut operations.in_line))
+    });
+    waker.into_iter().chain(in_line).for_each(Waker::wake);
+}
+
+/// Has the host stop what a task waits for. The task goes on once the host has confirmed each.
+pub fn cancel_of(task: u32) {
+    let (ids, in_line): (Vec<u32>, _) = OPERATIONS.with_borrow_mut(|operations| {
+        let of_task = operations.awaited.iter_mut().filter(|(_, awaited)| awaited.task == task);
+        let ids = of_task.filter_map(|(id, awaited)| {
+            let was_cancelled = std::mem::replace(&mut awaited.cancelled, true);
+            (!was_cancelled && awaited.is_pending()).then_some(*id)
+        });
+        (ids.collect(), std::mem::take(&mut operations.in_line))
+    });
+    ids.into_iter().for_each(|id| host::cancel(id, true));
+    in_line.into_iter().for_each(Waker::wake);
+}
+
+/// Whether a task waits for the outcome of an operation.
+pub fn is_awaited_by(task: u32) -> bool {
+    OPERATIONS.with_borrow(|operations| operations.awaited.values().any(|awaited| awaited.task == task))
+}
+
+/// Whether the host works on anything, so that it will deliver something.
+pub fn any_pending() -> bool {
+    OPERATIONS.with_borrow(|operations| operations.n_pending + operations.n_timers > 0)
+}
+
+/// An operation that the host works on. Dropping it stops the operation.
+struct Pending {
+    id: u32,
+}
+
+impl Pending {
+    async fn outcome(self) -> Outcome {
+        let (outcome, is_tasks) = poll_fn(|context| {
+            OPERATIONS.with_borrow_mut(|operations| {
+                let Some(awaited) = operations.awaited.get_mut(&self.id) else { return Poll::Ready((None, true)) };
+                if awaited.is_pending() {
+                    awaited.waker = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+                Poll::Ready((awaited.take(), awaited.task != NOBODY))
+            })
+        })
+        .await;
+        // It may have ended just before its task was cancelled.
+        if is_tasks {
+            cancel::check()?;
+        }
+        outcome.unwrap_or_else(|| Err(request_has_ended()))
+    }
+
+    fn now(self) -> Outcome {
+        let outcome = OPERATIONS.with_borrow_mut(|operations| operations.awaited.get_mut(&self.id)?.take());
+        outcome.unwrap_or_else(|| Err(OperationError::io("the host did not answer at once")))
+    }
+
+    /// Lets it go on when the task is cancelled.
+    fn hand_to_nobody(&mut self) {
+        OPERATIONS.with_borrow_mut(|operations| {
+            if let Some(awaited) = operations.awaited.get_mut(&self.id) {
+                awaited.task = NOBODY;
+            }
+        });
+    }
+}
+
+/// No task has this number.
+const NOBODY: u32 = u32::MAX;
+
+fn request_has_ended() -> OperationError {
     OperationError::new(neoc_abi::ErrorKind::Cancelled, "the request has ended")
 }
 
-/// Hands a finished operation to whoever waits for it. Nobody may: it was cancelled meanwhile.
-pub fn complete(completion: Completion) {
-    let Completion { id, outcome } = completion;
-    let waiting = OPERATIONS.with_borrow_mut(|operations| operations.remove(id));
-    if let Some(sender) = waiting {
-        // The receiver is gone when the task was dropped in this very batch.
-        let _ = sender.send(outcome);
-    }
-}
-
-fn cancel_all() {
-    let pending = OPERATIONS.with_borrow_mut(|operations| {
-        operations.in_line.clear();
-        std::mem::take(&mut operations.pending)
-    });
-    for id in pending.into_keys() {
-        host::cancel(id);
-    }
-}
-
-/// Takes the operation off the list when its future ends or is dropped.
-struct Ticket {
-    /// The operation's number.
-    id: u32,
-    /// Whether the host works on it.
-    cancel_on_drop: bool,
-}
-
-impl Drop for Ticket {
+impl Drop for Pending {
     fn drop(&mut self) {
         // The thread-local may be gone when a test's thread ends.
-        let listed = OPERATIONS.try_with(|operations| operations.borrow_mut().remove(self.id).is_some());
-        if self.cancel_on_drop && listed.unwrap_or(false) {
-            host::cancel(self.id);
+        let forgotten = OPERATIONS.try_with(|operations| operations.borrow_mut().forget(self.id));
+        let Ok(Some(in_line)) = forgotten else { return };
+        host::cancel(self.id, false);
+        in_line.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Awaited {
+    fn is_pending(&self) -> bool {
+        matches!(self.progress, Progress::Pending)
+    }
+
+    fn take(&mut self) -> Option<Outcome> {
+        match std::mem::replace(&mut self.progress, Progress::Taken) {
+            Progress::Finished(outcome) => Some(outcome),
+            Progress::Pending | Progress::Taken => None,
         }
     }
 }
 
 impl Operations {
-    fn next_id(&mut self) -> u32 {
+    fn add(&mut self, task: u32, is_timer: bool) -> u32 {
         loop {
             self.last_id = self.last_id.wrapping_add(1);
-            if !self.pending.contains_key(&self.last_id) {
-                return self.last_id;
+            if !self.awaited.contains_key(&self.last_id) {
+                break;
             }
         }
+        let progress = Progress::Pending;
+        self.awaited.insert(self.last_id, Awaited { task, is_timer, cancelled: false, progress, waker: None });
+        if is_timer {
+            self.n_timers += 1;
+        } else {
+            self.n_pending += 1;
+        }
+        self.last_id
     }
 
-    /// Removes a pending operation. All who are in line look again: one of them may be gone.
-    fn remove(&mut self, id: u32) -> Option<oneshot::Sender<Outcome>> {
-        let sender = self.pending.remove(&id)?;
-        self.in_line.drain(..).for_each(Waker::wake);
-        Some(sender)
+    fn subtract(&mut self, is_timer: bool) {
+        let counter = if is_timer { &mut self.n_timers } else { &mut self.n_pending };
+        *counter = counter.saturating_sub(1);
     }
-}
 
-/// The error for a call that would have to wait where Luau cannot yield.
-pub fn cannot_yield(api: &str) -> OperationError {
-    check_open(api).err().unwrap_or_else(|| {
-        OperationError::invalid(format!(
-            "{api}: cannot wait for it here: Luau does not yield inside a metamethod, a table.sort comparator or a \
-             string.gsub callback"
-        ))
-    })
+    /// Takes an operation off the list. If the host still works on it, gives those who wait for its place.
+    fn forget(&mut self, id: u32) -> Option<Vec<Waker>> {
+        let awaited = self.awaited.remove(&id).filter(Awaited::is_pending)?;
+        self.subtract(awaited.is_timer);
+        Some(std::mem::take(&mut self.in_line))
+    }
 }

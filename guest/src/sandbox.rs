@@ -7,9 +7,9 @@ use std::time::Instant;
 use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
 
 use crate::failure::{self, ErrorMetatable};
-use crate::operation;
+use crate::scheduler::block::block_until_woken;
 use crate::stdlib;
-use neoc_abi::OperationError;
+use neoc_abi::{ErrorKind, OperationError};
 
 /// Globals that go.
 ///
@@ -54,13 +54,30 @@ fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
         "invalid",
         lua.create_function(|lua, message: String| failure::error_table(lua, OperationError::invalid(message)))?,
     )?;
-    raw.set(
-        "cannot_yield",
-        lua.create_function(|lua, api: String| failure::error_table(lua, operation::cannot_yield(&api)))?,
-    )?;
+    raw.set("error", lua.create_function(error)?)?;
+    raw.set("freeze", lua.create_function(freeze)?)?;
+    raw.set("block", lua.create_function(block)?)?;
     let prelude: Table = lua.load(include_str!("prelude.luau")).set_name("=[neoc]").call(raw)?;
     lua.set_app_data(ErrorMetatable(prelude.get("error_metatable")?));
     Ok(prelude)
+}
+
+/// Makes an error value of a kind.
+fn error(lua: &Lua, (kind, message): (String, String)) -> mlua::Result<Table> {
+    let kind = ErrorKind::from_name(&kind).unwrap_or(ErrorKind::Invalid);
+    failure::error_table(lua, OperationError::new(kind, message))
+}
+
+/// Makes a table that cannot be changed, and gives it back.
+fn freeze(_: &Lua, table: Table) -> mlua::Result<Table> {
+    table.set_readonly(true);
+    Ok(table)
+}
+
+/// Stands still until the current task is woken. Gives an error value where that can never be.
+fn block(lua: &Lua, api: String) -> mlua::Result<Option<Table>> {
+    let blocked = block_until_woken(&api, || failure::stall_place(lua, &api));
+    blocked.err().map(|refused| failure::error_table(lua, refused)).transpose()
 }
 
 /// When the work of this VM began.

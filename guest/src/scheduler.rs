@@ -1,24 +1,38 @@
-//! Tasks: who runs, who waits for whom, and when all have ended.
+//! Tasks: who runs, and when all have ended.
 //!
 //! A task is a Luau thread, driven as a future. The first task is the handler (or the script); it and
-//! what it spawns live on one single-threaded executor. A child runs at once, inside its parent's call
-//! to `spawn`, until it first waits; only then is it handed to the executor.
+//! what it spawns take turns on this one thread. A child runs at once, inside its parent's call to
+//! `spawn`, until it first waits; only then does it get turns of its own.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`wait`] | waiting for each other: for a task's end, in a line |
+//! | [`cancel`] | cancelling, and the time to clean up |
+//! | [`block`] | waiting where Luau cannot yield |
 //!
 //! Values never pass through here: what a task returned or raised is kept by `stdlib/task.luau`.
+//!
+//! The order of turns: those that another task has woken, deferred ones, those that the host has woken,
+//! and at last those that let all others go first.
+
+pub mod block;
+pub mod cancel;
+pub mod wait;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
-use futures::channel::oneshot;
-use futures::executor::{LocalPool, LocalSpawner};
-use futures::task::LocalSpawnExt;
+use futures::future::LocalBoxFuture;
 use mlua::{Function, Lua};
-use neoc_abi::OperationError;
 use neoc_abi::log::Level;
+use neoc_abi::{Completion, OperationError};
 
+use self::cancel::Phase;
+use self::wait::Waits;
 use crate::failure::{self, Failure};
 use crate::{host, operation};
 
@@ -29,130 +43,311 @@ pub const MAX_TASKS: usize = 1000;
 pub const MAX_DEPTH: usize = 64;
 
 /// The number of the task that a start begins with.
-const FIRST: u32 = 0;
+pub const FIRST: u32 = 0;
 
-/// The tasks of this VM. A thread-local, because the functions that scripts call reach it from anywhere.
+/// The tasks of this VM.
 #[derive(Default)]
 struct Tasks {
-    /// Where new tasks go. Set for as long as there is an executor.
-    spawner: Option<LocalSpawner>,
+    /// Whether there is a start whose tasks these are.
+    open: bool,
     /// The number of the last task.
     last_id: u32,
     /// The task whose Luau code runs now.
     current: u32,
     /// How many calls to `spawn` the running one is inside of.
     depth: usize,
-    /// Those that have not ended, without the first, with those who wait for their end.
-    alive: BTreeMap<u32, Vec<oneshot::Sender<()>>>,
-    /// Which task waits for which. A task waits for one at a time, so a cycle is a walk away.
-    awaiting: BTreeMap<u32, u32>,
-    /// Those that let all others run first, in order.
-    yielded: Vec<oneshot::Sender<()>>,
+    /// Those that have not ended, by number.
+    alive: BTreeMap<u32, Task>,
+    /// Those that can go on.
+    queue: Queue,
+    /// Who waits for what.
+    waits: Waits,
     /// The first task, when it has returned and waits for the others to end.
     idle: Option<Waker>,
+    /// The Luau function that runs a task's cleanups, given the task's number.
+    run_cleanups: Option<Function>,
+}
+
+/// A task that has not ended.
+struct Task {
+    ownership: Ownership,
+    /// Absent while it runs, and until it is started.
+    future: Option<LocalBoxFuture<'static, ()>>,
+    waker: Waker,
+    /// Whether it is in the queue.
+    queued: bool,
+    /// Whether it was woken since its last turn began.
+    woken: bool,
+    /// Whether any of its code has run.
+    begun: bool,
+    phase: Phase,
+    cancelled: bool,
+    /// Whether it gave up its turn without waiting for anything.
+    yielded_plainly: bool,
+    /// How often a call of it has raised that it is cancelled.
+    refusals: u32,
+    /// Whether it has asked for cleanups.
+    has_cleanups: bool,
+    /// Whether its function has returned.
+    succeeded: bool,
+}
+
+/// What becomes of a task when its request ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// The request waits for it.
+    Request,
+    /// It ends with the last of the others: it would go on for ever.
+    Daemon,
+    /// It goes on after the answer, under a budget of its own.
+    Detached,
+}
+
+/// Tasks in the order of their turns.
+#[derive(Default)]
+struct Queue {
+    by_tasks: VecDeque<u32>,
+    deferred: VecDeque<u32>,
+    by_host: VecDeque<u32>,
+    /// Those that let all others go first.
+    last: Vec<Waker>,
+    /// Whether what wakes tasks now is the host.
+    host_delivers: bool,
 }
 
 thread_local! {
+    /// A thread-local, because the functions that scripts call reach it from anywhere.
     static TASKS: RefCell<Tasks> = RefCell::default();
 }
 
-/// The executor of one start.
-pub struct Scheduler {
-    pool: LocalPool,
+/// Opens the table of tasks with the first one, which has not run yet.
+pub fn open(first: impl Future<Output = ()> + 'static, run_cleanups: Function) {
+    close();
+    TASKS.with_borrow_mut(|tasks| {
+        tasks.open = true;
+        tasks.run_cleanups = Some(run_cleanups);
+        let mut first_task = Task::new(FIRST, Ownership::Request);
+        first_task.future = Some(Box::pin(first));
+        tasks.alive.insert(FIRST, first_task);
+    });
+    wake(FIRST);
 }
 
-impl Scheduler {
-    /// An executor without tasks. Those of a former one must be gone.
-    pub fn new() -> Self {
-        let pool = LocalPool::new();
-        TASKS.set(Tasks { spawner: Some(pool.spawner()), ..Tasks::default() });
-        Self { pool }
-    }
+/// Drops all tasks.
+pub fn close() {
+    let tasks = TASKS.take();
+    // Outside of the table: what is dropped with a task may look into it.
+    drop(tasks);
+}
 
-    /// Adds the first task. What it returns is for itself to keep.
-    pub fn add_first(&self, task: impl Future<Output = ()> + 'static) {
-        // The executor is alive, and that is all that spawning asks for.
-        let _ = self.pool.spawner().spawn_local(task);
-    }
+/// The task whose code runs now. 0 outside of any.
+pub fn current() -> u32 {
+    TASKS.with_borrow(|tasks| tasks.current)
+}
 
-    /// Runs until one task ends, which is true, or all of them wait.
-    pub fn run_until_one_ends(&mut self) -> bool {
-        loop {
-            if self.pool.try_run_one() {
-                return true;
-            }
-            let yielded = TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.yielded));
-            if yielded.is_empty() {
-                return false;
-            }
-            for waiter in yielded {
-                // The task may be gone.
-                let _ = waiter.send(());
-            }
+/// Tasks that have not ended, the first one counted.
+pub fn n_alive() -> usize {
+    TASKS.with_borrow(|tasks| tasks.alive.len())
+}
+
+/// Whether a task can have a turn.
+pub fn can_run() -> bool {
+    TASKS.with_borrow(|tasks| {
+        let Queue { by_tasks, deferred, by_host, last, .. } = &tasks.queue;
+        !(by_tasks.is_empty() && deferred.is_empty() && by_host.is_empty() && last.is_empty())
+    })
+}
+
+/// Lets the tasks have their turns until all of them wait.
+pub fn run_until_parked() {
+    run_until(&|| false);
+}
+
+/// As [`run_until_parked`], but stops after the turn in which `is_enough` becomes true.
+fn run_until(is_enough: &dyn Fn() -> bool) {
+    while !is_enough() {
+        match TASKS.with_borrow_mut(|tasks| tasks.queue.pop()) {
+            Some(id) => take_turn(id),
+            None if wake_last() => {}
+            None => return,
         }
     }
 }
 
-/// Polls a task with its number as the current one.
-fn poll_as<F: Future>(id: u32, future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
-    let parent = TASKS.with_borrow_mut(|tasks| std::mem::replace(&mut tasks.current, id));
-    let polled = future.poll(context);
-    TASKS.with_borrow_mut(|tasks| tasks.current = parent);
-    polled
+/// Wakes those that have let all others go first. Whether there were any.
+fn wake_last() -> bool {
+    let last = TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.queue.last));
+    let any = !last.is_empty();
+    last.into_iter().for_each(Waker::wake);
+    any
 }
 
-/// Starts a task: runs it until it first waits. Gives its number.
+/// Hands finished operations to the tasks that wait for them.
+pub fn deliver(batch: Vec<Completion>) {
+    TASKS.with_borrow_mut(|tasks| tasks.queue.host_delivers = true);
+    batch.into_iter().for_each(operation::complete);
+    TASKS.with_borrow_mut(|tasks| tasks.queue.host_delivers = false);
+}
+
+/// Makes room for a task and gives its number; [`start`] or [`defer`] is to follow.
 ///
 /// # Errors
 /// [`neoc_abi::ErrorKind::Limit`] when [`MAX_TASKS`] are alive or [`MAX_DEPTH`] calls are nested,
-/// [`neoc_abi::ErrorKind::Invalid`] outside a request, and Luau's own error when there is no memory.
-pub fn spawn(lua: &Lua, body: Function) -> Result<u32, Failure> {
-    operation::check_open("task.spawn")?;
-    let mut thread = Box::pin(lua.create_thread(body)?.into_async::<()>(())?);
-    let (id, spawner) = TASKS.with_borrow_mut(Tasks::admit)?;
-    // The waker is of no use yet: the executor polls whatever it is given once more.
-    let polled = poll_as(id, thread.as_mut(), &mut Context::from_waker(Waker::noop()));
-    TASKS.with_borrow_mut(|tasks| tasks.depth -= 1);
-    match polled {
-        Poll::Ready(ended) => {
-            end(id);
-            ended?;
+/// [`neoc_abi::ErrorKind::Invalid`] outside a request, and `cancelled` in a task that is.
+pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
+    operation::check_open(api)?;
+    cancel::check()?;
+    TASKS.with_borrow_mut(|tasks| {
+        if tasks.alive.len() > MAX_TASKS {
+            let message = format!("{api}: {MAX_TASKS} tasks are alive, which is the most at once");
+            return Err(OperationError::limit("tasks", message));
         }
-        Poll::Pending => {
-            let task = async move {
-                let ended = poll_fn(|context| poll_as(id, thread.as_mut(), context)).await;
-                // The Luau side catches all that a script can raise. What is left is that memory ran out.
-                if let Err(error) = ended {
-                    host::log(Level::Error, format!("a task died: {}", failure::describe_error(&error)).as_bytes());
-                }
-                end(id);
-            };
-            // The executor is alive: this very call came from one of its tasks.
-            let _ = spawner.spawn_local(task);
+        if tasks.depth >= MAX_DEPTH {
+            let message = format!("{api}: {MAX_DEPTH} calls are nested, which is the most");
+            return Err(OperationError::limit("task_depth", message));
         }
-    }
-    Ok(id)
+        tasks.last_id += 1;
+        tasks.alive.insert(tasks.last_id, Task::new(tasks.last_id, ownership));
+        Ok(tasks.last_id)
+    })
 }
 
-/// Waits until a task has ended.
+/// Starts an admitted task: runs it until it first waits.
 ///
 /// # Errors
-/// [`neoc_abi::ErrorKind::Invalid`] when the task would wait for itself, be it by way of others.
-pub async fn join(id: u32) -> Result<(), OperationError> {
-    let joined = TASKS.with_borrow_mut(|tasks| tasks.join(id))?;
-    if let Some((waiter, receiver)) = joined {
-        // Both an ended task and a vanished one wake us.
-        let _ = receiver.await;
-        TASKS.with_borrow_mut(|tasks| tasks.awaiting.remove(&waiter));
-    }
+/// Luau's own when there is no memory; then the task has ended.
+pub fn start(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
+    equip(lua, id, body)?;
+    TASKS.with_borrow_mut(|tasks| tasks.depth += 1);
+    take_turn(id);
+    TASKS.with_borrow_mut(|tasks| tasks.depth = tasks.depth.saturating_sub(1));
     Ok(())
 }
 
-/// Waits until all tasks but the first have ended.
-pub async fn all_ended() {
+/// Gives an admitted task its first turn after those that can go on now, and before what the host brings.
+///
+/// # Errors
+/// As [`start`].
+pub fn defer(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
+    equip(lua, id, body)?;
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(task) = tasks.alive.get_mut(&id) {
+            task.queued = true;
+            tasks.queue.deferred.push_back(id);
+        }
+    });
+    Ok(())
+}
+
+/// Makes the future of a task.
+fn equip(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
+    let future = match lua.create_thread(body).and_then(|thread| thread.into_async::<()>(())) {
+        Ok(body) => run(lua.clone(), id, body),
+        Err(error) => {
+            end(id);
+            return Err(error.into());
+        }
+    };
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(task) = tasks.alive.get_mut(&id) {
+            task.future = Some(Box::pin(future));
+        }
+    });
+    Ok(())
+}
+
+/// The life of a task: its body, then its cleanups.
+async fn run(lua: Lua, id: u32, body: impl Future<Output = mlua::Result<()>>) {
+    log_death(cancel::guard(id, body).await.unwrap_or(Ok(())));
+    cancel::clean_up(&lua, id).await;
+}
+
+/// The Luau side catches all that a script can raise. What is left is that memory ran out.
+fn log_death(ended: mlua::Result<()>) {
+    if let Err(error) = ended {
+        host::log(Level::Error, format!("a task died: {}", failure::describe_error(&error)).as_bytes());
+    }
+}
+
+/// Lets a task run until it waits or ends.
+fn take_turn(id: u32) {
+    let taken = TASKS.with_borrow_mut(|tasks| {
+        let task = tasks.alive.get_mut(&id)?;
+        task.queued = false;
+        // Absent: it runs already, further down the stack, and gets another turn when it has waited.
+        let future = task.future.take()?;
+        task.woken = false;
+        task.begun = true;
+        let parent = std::mem::replace(&mut tasks.current, id);
+        Some((future, task.waker.clone(), parent))
+    });
+    let Some((mut future, waker, parent)) = taken else { return };
+    let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+    TASKS.with_borrow_mut(|tasks| tasks.current = parent);
+    if polled.is_ready() {
+        drop(future);
+        return end(id);
+    }
+    TASKS.with_borrow_mut(|tasks| {
+        let Some(task) = tasks.alive.get_mut(&id) else { return };
+        task.future = Some(future);
+        // Woken by itself, as by a plain yield, it lets all others go first.
+        if std::mem::take(&mut task.woken) && !task.queued {
+            tasks.queue.last.push(waker);
+        }
+    });
+}
+
+/// Has a task take another turn.
+fn wake(id: u32) {
+    TASKS.with_borrow_mut(|tasks| {
+        let Some(task) = tasks.alive.get_mut(&id) else { return };
+        task.woken = true;
+        if task.future.is_some() && !std::mem::replace(&mut task.queued, true) {
+            tasks.queue.push(id);
+        }
+    });
+}
+
+/// Takes a task off the table, and wakes those that wait for its end.
+fn end(id: u32) {
+    let (task, idle) = TASKS.with_borrow_mut(|tasks| {
+        let task = tasks.alive.remove(&id);
+        (task, if tasks.any_of_request() { None } else { tasks.idle.take() })
+    });
+    wait::announce_end(id, task.is_none_or(|task| !task.succeeded));
+    if let Some(idle) = idle {
+        idle.wake();
+    }
+}
+
+/// Lets all tasks run that can, before the caller goes on.
+pub async fn yield_once() {
+    let _turn = wait::Turn::begin();
+    let mut yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        TASKS.with_borrow_mut(|tasks| tasks.queue.last.push(context.waker().clone()));
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Waits, in the first task, until the request's other tasks have ended. Daemons are cancelled then.
+pub async fn others_ended() {
     poll_fn(|context| {
         TASKS.with_borrow_mut(|tasks| {
-            if tasks.alive.is_empty() {
+            tasks.idle = Some(context.waker().clone());
+            if tasks.any_of_request() { Poll::Pending } else { Poll::Ready(()) }
+        })
+    })
+    .await;
+    cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
+    poll_fn(|context| {
+        TASKS.with_borrow_mut(|tasks| {
+            if tasks.only_others_are_left() {
                 return Poll::Ready(());
             }
             tasks.idle = Some(context.waker().clone());
@@ -162,69 +357,104 @@ pub async fn all_ended() {
     .await;
 }
 
-/// Lets all tasks run that can.
-pub async fn yield_once() {
-    let (sender, receiver) = oneshot::channel();
-    TASKS.with_borrow_mut(|tasks| tasks.yielded.push(sender));
-    let _ = receiver.await;
+/// Polls the first task's thread; it has no cleanups of its own before this is done.
+pub async fn run_first<T>(lua: &Lua, body: impl Future<Output = mlua::Result<T>>) -> mlua::Result<Option<T>> {
+    let ended = cancel::guard(FIRST, body).await;
+    cancel::clean_up(lua, FIRST).await;
+    ended.transpose()
 }
 
-/// Polls the first task's thread as such.
-pub async fn run_first<F: Future>(future: F) -> F::Output {
-    let mut future = Box::pin(future);
-    poll_fn(|context| poll_as(FIRST, future.as_mut(), context)).await
-}
-
-fn end(id: u32) {
-    let (waiting, idle) = TASKS.with_borrow_mut(|tasks| {
-        let waiting = tasks.alive.remove(&id);
-        (waiting, if tasks.alive.is_empty() { tasks.idle.take() } else { None })
+/// Notes that a task's function has returned.
+pub fn succeed(id: u32) {
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(task) = tasks.alive.get_mut(&id) {
+            task.succeeded = true;
+        }
     });
-    for waiter in waiting.into_iter().flatten() {
-        let _ = waiter.send(());
-    }
-    if let Some(waker) = idle {
-        waker.wake();
-    }
 }
 
-// === impl Tasks ===
+/// Takes notice of a task's having been woken, without giving it a turn.
+fn lower_woken(id: u32) {
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(task) = tasks.alive.get_mut(&id) {
+            task.woken = false;
+        }
+    });
+}
+
+/// What each state of a task is called in Luau. None: it has ended.
+pub fn state(id: u32) -> Option<&'static str> {
+    TASKS.with_borrow(|tasks| {
+        let task = tasks.alive.get(&id)?;
+        Some(match task {
+            _ if tasks.current == id => "running",
+            Task { begun: false, .. } => "ready",
+            _ => "waiting",
+        })
+    })
+}
+
+/// Polls a future with a task as the current one.
+fn poll_as<F: Future>(id: u32, future: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+    let parent = TASKS.with_borrow_mut(|tasks| std::mem::replace(&mut tasks.current, id));
+    let polled = future.poll(context);
+    TASKS.with_borrow_mut(|tasks| tasks.current = parent);
+    polled
+}
+
+// === impl Tasks, Task, Queue ===
 
 impl Tasks {
-    fn admit(&mut self) -> Result<(u32, LocalSpawner), OperationError> {
-        let Some(spawner) = self.spawner.clone() else {
-            return Err(OperationError::invalid("task.spawn: there is no request"));
-        };
-        if self.alive.len() >= MAX_TASKS {
-            let message = format!("task.spawn: {MAX_TASKS} tasks are alive, which is the most at once");
-            return Err(OperationError::limit("tasks", message));
-        }
-        if self.depth >= MAX_DEPTH {
-            let message = format!("task.spawn: {MAX_DEPTH} calls are nested, which is the most");
-            return Err(OperationError::limit("task_depth", message));
-        }
-        self.depth += 1;
-        self.last_id += 1;
-        self.alive.insert(self.last_id, Vec::new());
-        Ok((self.last_id, spawner))
+    /// Whether a task is alive that the request waits for, the first one not counted.
+    fn any_of_request(&self) -> bool {
+        self.alive.iter().any(|(&id, task)| id != FIRST && task.ownership == Ownership::Request)
     }
 
-    /// The number of the waiting task and its bell, or nothing when `id` has already ended.
-    fn join(&mut self, id: u32) -> Result<Option<(u32, oneshot::Receiver<()>)>, OperationError> {
-        if id == self.current {
-            return Err(OperationError::invalid("task.await: a task cannot await itself"));
+    /// Whether none but the first task and detached ones are alive.
+    fn only_others_are_left(&self) -> bool {
+        self.alive.iter().all(|(&id, task)| id == FIRST || task.ownership == Ownership::Detached)
+    }
+}
+
+impl Task {
+    fn new(id: u32, ownership: Ownership) -> Self {
+        Self {
+            ownership,
+            future: None,
+            waker: Waker::from(Arc::new(TaskWaker(id))),
+            queued: false,
+            woken: false,
+            begun: false,
+            phase: Phase::Body,
+            cancelled: false,
+            yielded_plainly: false,
+            refusals: 0,
+            has_cleanups: false,
+            succeeded: false,
         }
-        let mut next = self.awaiting.get(&id);
-        while let Some(&other) = next {
-            if other == self.current {
-                return Err(OperationError::invalid("task.await: these tasks would await each other for ever"));
-            }
-            next = self.awaiting.get(&other);
+    }
+}
+
+impl Queue {
+    fn push(&mut self, id: u32) {
+        if self.host_delivers {
+            self.by_host.push_back(id);
+        } else {
+            self.by_tasks.push_back(id);
         }
-        let Some(waiters) = self.alive.get_mut(&id) else { return Ok(None) };
-        let (sender, receiver) = oneshot::channel();
-        waiters.push(sender);
-        self.awaiting.insert(self.current, id);
-        Ok(Some((self.current, receiver)))
+    }
+
+    fn pop(&mut self) -> Option<u32> {
+        let Self { by_tasks, deferred, by_host, .. } = self;
+        by_tasks.pop_front().or_else(|| deferred.pop_front()).or_else(|| by_host.pop_front())
+    }
+}
+
+/// Wakes a task by its number, which no other task of the start ever has.
+struct TaskWaker(u32);
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        wake(self.0);
     }
 }

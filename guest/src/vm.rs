@@ -7,10 +7,10 @@ use mlua::chunk::ChunkMode;
 use mlua::{Function, Lua, MultiValue, Table, Value};
 use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
-use neoc_abi::{Completion, wire};
+use neoc_abi::wire;
 
-use crate::scheduler::{self, Scheduler};
-use crate::{failure, host, interrupt, operation, request, sandbox};
+use crate::scheduler::{Ownership, cancel, wait};
+use crate::{failure, host, interrupt, operation, request, sandbox, scheduler};
 
 /// Longest source text, in bytes. Compiling costs far more memory than the text has.
 const MAX_SOURCE_BYTES: usize = 512 * 1024;
@@ -22,8 +22,8 @@ pub struct Vm {
     prelude: Table,
     /// What `load` has left for `start`.
     entry: Entry,
-    /// The tasks of the running start; absent when there is none.
-    scheduler: Option<Scheduler>,
+    /// Whether a start has not come to its end.
+    running: bool,
     /// Where the first task leaves its end.
     finish: Rc<RefCell<Option<Finish>>>,
     /// See [`interrupt`].
@@ -53,7 +53,7 @@ impl Vm {
         #[cfg(target_arch = "wasm32")]
         crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
-        Ok(Self { lua, prelude, entry: Entry::Absent, scheduler: None, finish: Rc::default(), interrupt })
+        Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), interrupt })
     }
 
     /// Where Luau's interrupt is.
@@ -141,22 +141,25 @@ impl Vm {
         }
     }
 
-    /// Starts the work of an event and runs until all tasks wait.
-    pub fn start(&mut self, bytes: &[u8]) {
+    /// Starts the work of an event and runs until all tasks wait. Gives how many do.
+    pub fn start(&mut self, bytes: &[u8]) -> usize {
         let started = match wire::decode(bytes) {
             Ok(start) => self.start_event(start),
             Err(_) => Err("the event cannot be read".to_owned()),
         };
         match started {
-            Ok(scheduler) => {
-                self.scheduler = Some(scheduler);
-                self.run();
+            Ok(()) => {
+                self.running = true;
+                self.run()
             }
-            Err(message) => host::finish(&Finish::Failed(failure::from_message(message))),
+            Err(message) => {
+                host::finish(&Finish::Failed(failure::from_message(message)));
+                0
+            }
         }
     }
 
-    fn start_event(&self, start: Start) -> Result<Scheduler, String> {
+    fn start_event(&self, start: Start) -> Result<(), String> {
         let Start { event, random_seed } = start;
         let is_request = matches!(event, Event::Request(_));
         let (function, arguments) = match (event, &self.entry) {
@@ -185,8 +188,8 @@ impl Vm {
         math.raw_get::<Function>("randomseed")?.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
 
-    /// Makes the executor with its first task.
-    fn begin(&self, function: Function, arguments: MultiValue, is_request: bool) -> mlua::Result<Scheduler> {
+    /// Makes the first task.
+    fn begin(&self, function: Function, arguments: MultiValue, is_request: bool) -> mlua::Result<()> {
         let mut values = arguments;
         values.push_front(Value::Function(function));
         let body: Function = self.prelude.raw_get("run_first")?;
@@ -194,52 +197,71 @@ impl Vm {
         let (lua, finish) = (self.lua.clone(), self.finish.clone());
         finish.take();
         operation::set_open(true);
-        let scheduler = Scheduler::new();
-        scheduler.add_first(async move {
-            let end = match scheduler::run_first(thread).await {
-                Ok((true, value)) => success(&lua, &value, is_request),
-                Ok((false, failure)) => Err(failure::script_error(&lua, &failure)),
+        let first = async move {
+            let end = match scheduler::run_first(&lua, thread).await {
+                Ok(Some((true, value))) => success(&lua, &value, is_request),
+                Ok(Some((false, failure))) => Err(failure::script_error(&lua, &failure)),
+                Ok(None) => Err(failure::from_message("the script was cancelled")),
                 Err(error) => Err(failure::from_message(failure::describe_error(&error))),
             };
             // A failed handler ends the request; a successful one lets its tasks come to their ends.
-            let end = match end {
-                Ok(success) => {
-                    scheduler::all_ended().await;
-                    success
-                }
-                Err(error) => Finish::Failed(error),
-            };
-            finish.replace(Some(end));
-        });
-        Ok(scheduler)
+            if end.is_err() {
+                cancel::cancel_where(|ownership| ownership != Ownership::Detached);
+            }
+            scheduler::others_ended().await;
+            finish.replace(Some(end.unwrap_or_else(Finish::Failed)));
+        };
+        scheduler::open(first, self.prelude.raw_get("run_cleanups")?);
+        Ok(())
     }
 
-    /// Takes finished operations and runs until all tasks wait again.
-    pub fn complete(&mut self, bytes: &[u8]) {
+    /// Takes finished operations and runs until all tasks wait again. Gives how many do.
+    pub fn complete(&mut self, bytes: &[u8]) -> usize {
         // The host and the guest are built together: bytes that cannot be read are nobody's completions.
-        let batch: Vec<Completion> = wire::decode(bytes).unwrap_or_default();
-        batch.into_iter().for_each(operation::complete);
-        self.run();
+        scheduler::deliver(wire::decode(bytes).unwrap_or_default());
+        self.run()
     }
 
-    fn run(&mut self) {
-        while let Some(scheduler) = &mut self.scheduler {
-            let one_ended = scheduler.run_until_one_ends();
+    fn run(&mut self) -> usize {
+        while self.running {
+            scheduler::run_until_parked();
             if let Some(finish) = self.finish.take() {
-                return self.end(&finish);
+                self.log_unawaited();
+                host::finish(&finish);
             }
-            if !one_ended {
-                return;
+            if scheduler::n_alive() == 0 {
+                self.end();
+            } else if operation::any_pending() {
+                break;
+            } else {
+                self.break_deadlock();
             }
+        }
+        scheduler::n_alive()
+    }
+
+    /// Tasks that wait for each other for ever get an error, the first one; or else they are cancelled.
+    fn break_deadlock(&mut self) {
+        if wait::refuse_deadlock(scheduler::FIRST) {
+            return;
+        }
+        let n = scheduler::n_alive();
+        cancel::cancel_where(|_| true);
+        let any_left = scheduler::can_run();
+        let text = format!("{n} tasks waited for each other, with nothing to wake them; they were cancelled");
+        host::log(Level::Error, text.as_bytes());
+        if !any_left {
+            // Not reached as long as what is cancelled wakes. A VM that hangs would be worse than one that ends.
+            host::finish(&Finish::Failed(failure::from_message("all tasks waited for each other")));
+            self.end();
         }
     }
 
-    /// Drops the tasks that are left, cancels their operations, and tells the host, in this order.
-    fn end(&mut self, finish: &Finish) {
-        self.scheduler = None;
+    /// Drops the tasks that are left, and stops their operations.
+    fn end(&mut self) {
+        self.running = false;
+        scheduler::close();
         operation::set_open(false);
-        self.log_unawaited();
-        host::finish(finish);
     }
 
     fn log_unawaited(&self) {

@@ -8,6 +8,7 @@
 //! Order within a decision: 1. the tenant's rate, so that a flood of refusals is bounded too
 //! 2. the policy 3. counts that a refused call must not use up.
 
+pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -52,6 +53,7 @@ pub struct Caller {
     account: Arc<Account>,
     request: Arc<str>,
     subrequests: AtomicU32,
+    detached: AtomicU32,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -64,6 +66,8 @@ pub enum Permit {
     Kv(kv::Permit),
     /// For [`crate::capability::time`].
     Time(time::Permit),
+    /// For [`crate::capability::detach`].
+    Detach(detach::Permit),
 }
 
 /// Why there is no permit.
@@ -88,7 +92,13 @@ impl Broker {
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
-        Some(Arc::new(Caller { tenant: Arc::clone(tenant), account, request, subrequests: AtomicU32::new(0) }))
+        Some(Arc::new(Caller {
+            tenant: Arc::clone(tenant),
+            account,
+            request,
+            subrequests: AtomicU32::new(0),
+            detached: AtomicU32::new(0),
+        }))
     }
 
     /// Decides about one operation. Never waits.
@@ -102,6 +112,7 @@ impl Broker {
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
+            Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
         });
         self.audit(caller, capability, &target, decided)
     }
@@ -144,6 +155,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Fs(operation) => ("fs", operation.path().to_owned()),
         Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
+        Operation::Detach(neoc_abi::detach::Operation::Begin) => ("detach", "task".to_owned()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashSet,
     io::Write,
     num::NonZeroU32,
     sync::{
@@ -14,11 +15,15 @@ use neoc_abi::{
     error::truncate_at_char,
     log::{Level, MAX_LINE_BYTES, Record},
 };
+use parking_lot::Mutex;
 
 use crate::limits::RateLimiter;
 
 /// Log bytes that a tenant may write a second.
 pub const BYTES_PER_SECOND: NonZeroU32 = NonZeroU32::new(64 * 1024).expect("it is not 0");
+
+/// Places that are remembered for each tenant.
+const MAX_STALL_PLACES: usize = 100;
 
 /// The sink for one VM's lines.
 #[derive(Clone)]
@@ -27,7 +32,7 @@ pub struct ScriptLog(Sink);
 #[derive(Clone)]
 enum Sink {
     Discard,
-    Terminal,
+    Terminal { stalls: Arc<Mutex<HashSet<String>>> },
     Tenant { tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota> },
 }
 
@@ -35,12 +40,14 @@ enum Sink {
 pub struct Quota {
     bytes: RateLimiter,
     lost_lines: AtomicU64,
+    /// Where the tenant's VMs have stood still, so that each place is logged once.
+    stalls: Mutex<HashSet<String>>,
 }
 
 impl Quota {
     /// A quota with `bytes` to take from.
     pub fn new(bytes: RateLimiter) -> Self {
-        Self { bytes, lost_lines: AtomicU64::new(0) }
+        Self { bytes, lost_lines: AtomicU64::new(0), stalls: Mutex::default() }
     }
 }
 
@@ -54,7 +61,7 @@ impl ScriptLog {
 
     /// `print` goes to standard output, other lines to standard error.
     pub fn terminal() -> Self {
-        Self(Sink::Terminal)
+        Self(Sink::Terminal { stalls: Arc::default() })
     }
 
     /// Lines go to the host's log, with the tenant and the request as fields, within the quota.
@@ -62,12 +69,29 @@ impl ScriptLog {
         Self(Sink::Tenant { tenant, request, quota })
     }
 
+    /// Notes where a VM stood still, because it waited where Luau cannot yield. Each place is logged once.
+    pub fn stall(&self, place: String) {
+        let known = match &self.0 {
+            Sink::Discard => return,
+            Sink::Terminal { stalls } => stalls,
+            Sink::Tenant { quota, .. } => &quota.stalls,
+        };
+        {
+            let mut known = known.lock();
+            if known.len() >= MAX_STALL_PLACES || !known.insert(place.clone()) {
+                return;
+            }
+        }
+        let text = format!("{place} waits where Luau cannot yield: the whole VM stands still meanwhile");
+        self.write(Record { level: Level::Warn, text });
+    }
+
     /// Writes one line. Never waits for a reader.
     pub fn write(&self, record: Record) {
         let Record { level, mut text } = record;
         match &self.0 {
             Sink::Discard => {}
-            Sink::Terminal => write_to_terminal(level, &text),
+            Sink::Terminal { .. } => write_to_terminal(level, &text),
             Sink::Tenant { tenant, request, quota } => {
                 truncate_at_char(&mut text, MAX_LINE_BYTES);
                 // An empty line costs one byte, so that a flood of them is bounded too.

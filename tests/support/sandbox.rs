@@ -55,7 +55,7 @@ impl Sandbox {
     pub async fn run(&self, image: &SharedImage, cpu: Duration) -> Result<Ended, Failure> {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
-        let (effects, completions) = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, io);
+        let effects = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, io);
         let job = Job {
             share: share(),
             image: Arc::clone(image),
@@ -65,7 +65,7 @@ impl Sandbox {
             wall: Duration::from_secs(60),
             log: ScriptLog::discard(),
             effects,
-            completions,
+            detach: None,
         };
         self.runtime.run(job).await
     }

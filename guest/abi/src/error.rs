@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Timeout,
     /// The task or the request was cancelled.
     Cancelled,
+    /// What it was used on is closed.
+    Closed,
     /// The outside world failed: connection refused, file absent, disk full.
     Io,
     /// The arguments make no sense.
@@ -23,6 +25,15 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Denied, Self::Limit, Self::Timeout, Self::Cancelled, Self::Closed, Self::Io, Self::Invalid];
+
+    /// The kind with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// The stable name that scripts, logs and metrics use.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -30,6 +41,7 @@ impl ErrorKind {
             Self::Limit => "limit",
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
+            Self::Closed => "closed",
             Self::Io => "io",
             Self::Invalid => "invalid",
         }

@@ -5,12 +5,15 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`] | operation and reply of one capability each |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
+pub mod api;
+pub mod detach;
 pub mod error;
 pub mod event;
 pub mod fs;
@@ -35,6 +38,8 @@ pub enum Operation {
     Kv(kv::Operation),
     /// `task.wait` of `std:task`.
     Time(time::Operation),
+    /// `task.detach` of `std:task`.
+    Detach(detach::Operation),
 }
 
 /// The result of an [`Operation`]; the variants match.
@@ -48,6 +53,8 @@ pub enum Reply {
     Kv(kv::Reply),
     /// To [`Operation::Time`].
     Time(time::Reply),
+    /// To [`Operation::Detach`].
+    Detach(detach::Reply),
 }
 
 /// How an operation ended.

@@ -67,6 +67,20 @@ impl Arguments {
         }
     }
 
+    /// The name of the function that the script called: a function of a Luau part is told it as its last argument.
+    pub fn label(&self) -> String {
+        let told = self.values.iter().rev().find_map(|value| match value {
+            Value::String(name) if self.is_internal() => Some(name.to_string_lossy()),
+            _ => None,
+        });
+        told.unwrap_or_else(|| self.api.to_string())
+    }
+
+    /// Whether a Luau part calls, and not a script.
+    fn is_internal(&self) -> bool {
+        self.api.contains("._")
+    }
+
     /// The error for an argument of the wrong type.
     pub fn mismatch(&self, name: &str, expected: &str, value: &Value) -> OperationError {
         mismatch(&self.api, name, expected, value)

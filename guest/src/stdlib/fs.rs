@@ -18,7 +18,7 @@ pub const MODULE: Module = Module {
         Function { name: "list", body: Body::Yields(|lua, arguments| Box::pin(list(lua, arguments))) },
         Function { name: "remove", body: Body::Yields(|_, arguments| Box::pin(remove(arguments))) },
     ],
-    luau: None,
+    luau: &[],
     constants: None,
 };
 
@@ -59,6 +59,6 @@ fn done(reply: Reply) -> Answer {
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
     match operation::perform(&arguments.api, AnyOperation::Fs(operation)).await? {
         AnyReply::Fs(reply) => Ok(reply),
-        AnyReply::Http(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        _ => Err(super::mismatched_reply()),
     }
 }

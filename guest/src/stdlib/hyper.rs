@@ -10,6 +10,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyR
 use super::arguments::{self, Arguments, mismatch};
 use super::{Answer, Body, Function, Module, headers};
 use crate::failure::Failure;
+use crate::scheduler::cancel;
 use crate::{memory, operation};
 
 /// How many requests of one `get_all` are on their way at once.
@@ -30,7 +31,7 @@ pub const MODULE: Module = Module {
         Function { name: "request", body: Body::Yields(|lua, arguments| Box::pin(request(lua, arguments))) },
         Function { name: "get_all", body: Body::Yields(|lua, arguments| Box::pin(get_all(lua, arguments))) },
     ],
-    luau: None,
+    luau: &[],
     constants: None,
 };
 
@@ -73,6 +74,8 @@ async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
         })
         .await;
     memory.into_inner()?;
+    // Not a list of refusals.
+    cancel::check()?;
     Ok(Value::Table(replies))
 }
 
@@ -189,7 +192,7 @@ async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {
 fn response(outcome: Outcome) -> Result<Response, Failure> {
     match outcome? {
         AnyReply::Http(Reply::Response(response)) => Ok(response),
-        AnyReply::Fs(_) | AnyReply::Kv(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        _ => Err(super::mismatched_reply()),
     }
 }
 

@@ -17,7 +17,7 @@ pub const MODULE: Module = Module {
         Function { name: "set", body: Body::Yields(|_, arguments| Box::pin(set(arguments))) },
         Function { name: "delete", body: Body::Yields(|_, arguments| Box::pin(delete(arguments))) },
     ],
-    luau: None,
+    luau: &[],
     constants: None,
 };
 
@@ -65,6 +65,6 @@ fn key(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
     match operation::perform(&arguments.api, AnyOperation::Kv(operation)).await? {
         AnyReply::Kv(reply) => Ok(reply),
-        AnyReply::Http(_) | AnyReply::Fs(_) | AnyReply::Time(_) => Err(super::mismatched_reply()),
+        _ => Err(super::mismatched_reply()),
     }
 }

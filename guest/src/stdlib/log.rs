@@ -17,7 +17,7 @@ pub const MODULE: Module = Module {
         Function { name: "_warn", body: Body::Local(|_, arguments| write(Level::Warn, &arguments)) },
         Function { name: "_error", body: Body::Local(|_, arguments| write(Level::Error, &arguments)) },
     ],
-    luau: Some(include_str!("log.luau")),
+    luau: &[include_str!("log.luau")],
     constants: None,
 };
 

@@ -1,6 +1,6 @@
 //! The modules that a script may `require`. [`MODULES`] lists them all; one file each.
 //!
-//! A function is Rust that gives a value or a [`Failure`]. The prelude wraps it: it refuses to wait where
+//! A function is Rust that gives a value or a [`Failure`]. The prelude wraps it: it waits in another way where
 //! Luau cannot yield, and raises the failure as an error value, so no script sees an error of mlua's.
 
 pub mod arguments;
@@ -12,10 +12,13 @@ mod kv;
 mod log;
 mod task;
 
+use std::rc::Rc;
+
 use futures::future::LocalBoxFuture;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 
-use crate::failure::{Failure, answer};
+use crate::failure::{self, Failure, answer};
+use crate::scheduler::block::{self, WaitsFor};
 use arguments::Arguments;
 
 /// Every module, in the order of the documentation.
@@ -27,9 +30,9 @@ pub struct Module {
     pub name: &'static str,
     /// Its functions.
     pub functions: &'static [Function],
-    /// The part of it that is written in Luau: a chunk that is given the prelude and the table of the
-    /// functions, and completes that table.
-    pub luau: Option<&'static str>,
+    /// The parts of it that are written in Luau: chunks that are given the prelude and the table of the
+    /// functions, and complete that table.
+    pub luau: &'static [&'static str],
     /// Puts more into the table, before the Luau part sees it.
     pub constants: Option<Constants>,
 }
@@ -46,9 +49,14 @@ pub struct Function {
 pub enum Body {
     /// Never yields.
     Local(fn(&Lua, Arguments) -> Answer),
-    /// Yields.
-    Yields(fn(Lua, Arguments) -> LocalBoxFuture<'static, Answer>),
+    /// Yields until the host has answered.
+    Yields(Yielding),
+    /// Yields, perhaps until another task has run.
+    Joins(Yielding),
 }
+
+/// A function that waits.
+pub type Yielding = fn(Lua, Arguments) -> LocalBoxFuture<'static, Answer>;
 
 /// Puts constants into a module's table, which comes first; the prelude comes second.
 pub type Constants = fn(&Lua, &Table, &Table) -> mlua::Result<()>;
@@ -70,8 +78,8 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
         if let Some(constants) = module.constants {
             constants(lua, &table, prelude)?;
         }
-        if let Some(luau) = module.luau {
-            lua.load(luau).set_name("=[neoc]").call::<()>((prelude, &table))?;
+        for luau in module.luau {
+            lua.load(*luau).set_name("=[neoc]").call::<()>((prelude, &table))?;
         }
         for function in module.functions.iter().filter(|function| function.name.starts_with('_')) {
             table.raw_remove(function.name)?;
@@ -84,23 +92,44 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
 
 fn wrap(lua: &Lua, prelude: &Table, module: &Module, function: &Function) -> mlua::Result<LuaFunction> {
     // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
-    let api = format!("{}.{}", short_name(module), function.name.trim_start_matches('_'));
-    let wrapper = match function.body {
-        Body::Local(_) => "wrap_local",
-        Body::Yields(_) => "wrap_yielding",
-    };
-    let name = api.clone();
-    let api: std::rc::Rc<str> = api.into();
-    let raw = match function.body {
-        Body::Local(body) => lua.create_function(move |lua, (a, b, c): (Value, Value, Value)| {
-            answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
-        })?,
-        Body::Yields(body) => lua.create_async_function(move |lua, (a, b, c): (Value, Value, Value)| {
-            let future = body(lua.clone(), Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] });
-            async move { answer(&lua, future.await) }
-        })?,
-    };
-    prelude.get::<LuaFunction>(wrapper)?.call((name, raw))
+    let api = format!("{}.{}", short_name(module), function.name);
+    let api: Rc<str> = api.into();
+    match function.body {
+        Body::Local(body) => {
+            let body = lua.create_function(move |lua, (a, b, c): Values| {
+                answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
+            })?;
+            prelude.get::<LuaFunction>("wrap_local")?.call(body)
+        }
+        Body::Yields(body) => wrap_yielding(lua, prelude, api, WaitsFor::Host, body),
+        Body::Joins(body) => wrap_yielding(lua, prelude, api, WaitsFor::Tasks, body),
+    }
+}
+
+/// The arguments of one call; see [`Arguments`].
+type Values = (Value, Value, Value);
+
+/// A function that yields where Luau can, and has the VM stand still elsewhere.
+fn wrap_yielding(
+    lua: &Lua,
+    prelude: &Table,
+    api: Rc<str>,
+    waits_for: WaitsFor,
+    body: Yielding,
+) -> mlua::Result<LuaFunction> {
+    let name = Rc::clone(&api);
+    let yields = lua.create_async_function(move |lua, (a, b, c): Values| {
+        let future = body(lua.clone(), Arguments { lua: lua.clone(), api: name.clone(), values: [a, b, c] });
+        async move { answer(&lua, future.await) }
+    })?;
+    let blocks = lua.create_function(move |lua, (a, b, c): Values| {
+        let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
+        let label = arguments.label();
+        let future = body(lua.clone(), arguments);
+        let ended = block::block_on(&label, waits_for, || failure::stall_place(lua, &label), future);
+        answer(lua, ended.unwrap_or_else(|refused| Err(refused.into())))
+    })?;
+    prelude.get::<LuaFunction>("wrap_yielding")?.call((yields, blocks))
 }
 
 fn short_name(module: &Module) -> &'static str {

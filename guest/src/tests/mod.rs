@@ -1,18 +1,20 @@
 //! Whole scripts against a double of the host. A test plays the host: it looks at the operations that were
 //! submitted and completes them when it likes.
 
+mod cancelling;
 mod coroutines;
 mod errors;
 mod modules;
 mod requests;
 mod sandboxing;
 mod tasks;
+mod waiting;
 
 use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
-use neoc_abi::{Completion, Operation, Outcome, Reply, http, time, wire};
+use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
 
-use crate::host::double::SAID;
+use crate::host::double::{SAID, Said};
 use crate::vm::Vm;
 
 /// A VM, and what it has said.
@@ -27,7 +29,7 @@ impl Guest {
     }
 
     fn load_bytes(source: &[u8], mode: Mode, heap_bytes: u64) -> (Self, Finish) {
-        SAID.take();
+        SAID.set(Said { answer_wait: Some(|| wire::encode(&friendly_batch()).expect("encodes")), ..Said::default() });
         let mut vm = Vm::new().expect("a VM");
         let entry = Module { name: "main.luau".into(), source: source.to_vec() };
         vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes }).expect("encodes"));
@@ -62,16 +64,29 @@ impl Guest {
     /// Answers all operations in order, and those that follow, until the guest asks for nothing more.
     fn answer_all(&mut self) {
         loop {
-            let submitted = self.submitted();
-            if submitted.is_empty() {
+            let batch = friendly_batch();
+            if batch.is_empty() {
                 return;
             }
-            self.complete(submitted.into_iter().map(|(id, operation)| (id, answer(operation))).collect());
+            self.vm.complete(&wire::encode(&batch).expect("encodes"));
         }
     }
 
-    fn cancelled(&mut self) -> Vec<u32> {
+    /// The operations that the guest has cancelled since the last call, with whether it waits for that.
+    fn cancelled(&mut self) -> Vec<(u32, bool)> {
         SAID.with_borrow_mut(|said| std::mem::take(&mut said.cancelled))
+    }
+
+    /// Confirms what the guest has cancelled and waits for. Gives the operations' numbers.
+    fn confirm_cancelled(&mut self) -> Vec<u32> {
+        let ids: Vec<u32> = self.cancelled().into_iter().filter_map(|(id, confirm)| confirm.then_some(id)).collect();
+        self.complete(ids.iter().map(|id| (*id, Err(OperationError::new(ErrorKind::Cancelled, "stopped")))).collect());
+        ids
+    }
+
+    /// The places where the VM stood still since the last call.
+    fn stalls(&mut self) -> Vec<String> {
+        SAID.with_borrow_mut(|said| std::mem::take(&mut said.stalls))
     }
 
     /// The one finish since the last call, if there is one.
@@ -98,7 +113,7 @@ impl Guest {
     fn printed(&mut self) -> String {
         let mut lines = Vec::new();
         for Record { level, text } in self.logged() {
-            assert_eq!(level, Level::Print, "{text}");
+            assert!(level == Level::Print, "{text}");
             lines.push(text);
         }
         lines.join(";")
@@ -116,6 +131,23 @@ fn answer(operation: Operation) -> Outcome {
         })),
         other => panic!("no answer to {other:?}"),
     })
+}
+
+/// What a friendly host gives next: the outcomes of all operations that were submitted and not cancelled, and
+/// its word that the cancelled ones have stopped.
+fn friendly_batch() -> Vec<Completion> {
+    let (submitted, cancelled) =
+        SAID.with_borrow_mut(|said| (std::mem::take(&mut said.submitted), std::mem::take(&mut said.cancelled)));
+    let is_cancelled = |id: u32| cancelled.iter().any(|(cancelled, _)| *cancelled == id);
+    let answered = submitted
+        .into_iter()
+        .filter(|(id, _)| !is_cancelled(*id))
+        .map(|(id, bytes)| Completion { id, outcome: answer(wire::decode(&bytes).expect("an operation")) });
+    let stopped = cancelled
+        .iter()
+        .filter(|(_, confirm)| *confirm)
+        .map(|(id, _)| Completion { id: *id, outcome: Err(OperationError::new(ErrorKind::Cancelled, "stopped")) });
+    answered.chain(stopped).collect()
 }
 
 /// Runs a script to its end with a friendly host; what it printed must be `expected`.

@@ -1,9 +1,10 @@
 //! What a script can see and cannot change.
 
+use neoc_abi::api;
 use neoc_abi::event::{Finish, Mode};
 
 use super::{Guest, check};
-use crate::stdlib::{Body, MODULES};
+use crate::stdlib::MODULES;
 
 /// Lists all globals and all that modules hold, one dotted name a line, tables as their members.
 const WALK: &str = "
@@ -82,31 +83,79 @@ fn require_knows_its_modules_and_gives_the_same_table_each_time() {
     );
 }
 
+/// Functions, and methods of what the modules make, as the modules hold them: `std:task.channel:put`.
+const LIST_FUNCTIONS: &str = "
+    local found = {}
+    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:task', 'vnd:hyper' } do
+        for key, value in require(name) do
+            if type(value) == 'function' then table.insert(found, name .. '.' .. key) end
+        end
+    end
+    local task = require('std:task')
+    for kind, object in { channel = task.channel(1), semaphore = task.semaphore(1) } do
+        for _, key in { 'put', 'get', 'close', 'is_closed', 'count', 'acquire', 'release', 'free', 'with' } do
+            if object[key] then table.insert(found, 'std:task.' .. kind .. ':' .. key) end
+        end
+    end
+    table.insert(found, '.print') table.insert(found, '.require')
+    table.sort(found)
+    print(table.concat(found, ' '))";
+
 #[test]
-fn the_registry_knows_which_functions_yield() {
-    let mut yielding = Vec::new();
-    for module in MODULES {
-        for function in module.functions {
-            if matches!(function.body, Body::Yields(_)) {
-                yielding.push(format!("{}.{}", module.name, function.name.trim_start_matches('_')));
-            }
-        }
-    }
-    let expected = "std:task.await std:task.wait vnd:hyper.get vnd:hyper.post vnd:hyper.request vnd:hyper.get_all \
-                    std:fs.read std:fs.write std:fs.list std:fs.remove std:kv.get std:kv.set std:kv.delete";
-    assert_eq!(yielding.join(" "), expected);
+fn every_function_of_a_module_is_tagged() {
+    let tagged = api::MODULES
+        .iter()
+        .flat_map(|module| module.functions.iter().map(move |(name, _)| format!("{}.{name}", module.name)));
+    let mut tagged: Vec<_> = tagged.collect();
+    tagged.sort();
+    check(LIST_FUNCTIONS, &tagged.join(" "));
 }
 
 #[test]
-fn the_type_files_declare_exactly_what_the_modules_hold() {
-    let files = [
+fn the_type_files_say_of_every_function_whether_it_yields() {
+    for (module, file) in type_files() {
+        let functions = api::MODULES.iter().find(|tagged| tagged.name == module).expect("tagged").functions;
+        for (name, tag) in functions {
+            let line = tag_line(file, module, name).unwrap_or_else(|| panic!("{module}: {name} is not declared"));
+            assert_eq!(line, format!("-- {}", tag.sentence()), "{module}: {name}");
+        }
+    }
+}
+
+/// The last line of the comment above a function or a method.
+fn tag_line<'a>(file: &'a str, module: &str, name: &str) -> Option<&'a str> {
+    let short = module.split_once(':').expect("a prefix").1;
+    let declares = |line: &str| match name.split_once(':') {
+        Some((_, method)) => line.starts_with(&format!("\t{method}: ")),
+        None => {
+            let declaration = format!("function {short}.{name}");
+            line.strip_prefix(&declaration).is_some_and(|rest| rest.starts_with(['(', '<']))
+        }
+    };
+    // A method is looked for below its type.
+    let skipped = name.split_once(':').map_or(0, |(kind, _)| {
+        let kind = format!("{}{}", kind[..1].to_uppercase(), &kind[1..]);
+        file.find(&format!("export type {kind}")).expect("a type")
+    });
+    let lines: Vec<_> = file[skipped..].lines().collect();
+    let index = lines.iter().position(|line| declares(line))?;
+    Some(lines[index.checked_sub(1)?].trim())
+}
+
+fn type_files() -> [(&'static str, &'static str); 6] {
+    [
         ("std:fs", include_str!("../../types/fs.d.luau")),
         ("std:json", include_str!("../../types/json.d.luau")),
         ("std:kv", include_str!("../../types/kv.d.luau")),
         ("std:log", include_str!("../../types/log.d.luau")),
         ("std:task", include_str!("../../types/task.d.luau")),
         ("vnd:hyper", include_str!("../../types/hyper.d.luau")),
-    ];
+    ]
+}
+
+#[test]
+fn the_type_files_declare_exactly_what_the_modules_hold() {
+    let files = type_files();
     assert_eq!(files.len(), MODULES.len());
     for (module, file) in files {
         let (_, finish) = Guest::load(file, Mode::Check);

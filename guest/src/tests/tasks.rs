@@ -5,7 +5,7 @@ use neoc_abi::log::Level;
 use neoc_abi::{Operation, time};
 
 use super::{Guest, answer, check};
-use crate::operation::MAX_PENDING;
+use crate::operation::{MAX_PENDING, MAX_TIMERS};
 
 const TASK: &str = "local task = require('std:task')\n";
 
@@ -105,8 +105,10 @@ fn a_failed_script_drops_its_tasks_and_cancels_their_operations() {
     assert_eq!(submitted.len(), 4);
     let (id, operation) = submitted[3].clone();
     guest.complete(vec![(id, answer(operation))]);
+    // Not before the host has confirmed that nothing of theirs is left.
+    assert_eq!(guest.finish(), None);
+    assert_eq!(guest.confirm_cancelled(), submitted[..3].iter().map(|(id, _)| *id).collect::<Vec<_>>());
     assert_eq!(guest.failure().message, "main.luau:2: over");
-    assert_eq!(guest.cancelled(), submitted[..3].iter().map(|(id, _)| *id).collect::<Vec<_>>());
     // Completions that were on their way are nobody's.
     guest.complete(submitted.into_iter().map(|(id, operation)| (id, answer(operation))).collect());
     assert_eq!(guest.finish(), None);
@@ -148,10 +150,23 @@ fn tasks_and_pending_operations_are_bounded() {
          end",
         "1001\tlimit\ttasks",
     );
-    let source = "for i = 1, 65 do task.spawn(function() local ok, e = pcall(task.wait, 1) if not ok then print(i, e.kind, e.limit) end end) end";
-    let mut guest = Guest::run(&format!("{TASK}{source}"));
-    assert_eq!(guest.printed(), "65\tlimit\tpending_operations");
-    assert_eq!(guest.submitted().len(), MAX_PENDING);
+    let spawn = |n: usize, call: &str| {
+        let source = format!(
+            "{TASK}local get = require('vnd:hyper').get
+             for i = 1, {n} do
+                 task.spawn(function() local ok, e = pcall({call}) if not ok then print(i, e.kind, e.limit) end end)
+             end"
+        );
+        let mut guest = Guest::run(&source);
+        (guest.printed(), guest.submitted().len())
+    };
+    assert_eq!(spawn(65, "get, 'x'"), ("65\tlimit\tpending_operations".into(), MAX_PENDING));
+    // Timers are counted apart, and each task of 1,000 has one at most; so another takes two.
+    assert_eq!(spawn(999, "task.wait, 1"), (String::new(), 999));
+    let two = "task.await, task.spawn(task.wait, 1), 1";
+    let (refused, submitted) = spawn(MAX_TIMERS / 2 + 1, two);
+    assert_eq!(refused.lines().count(), 1, "{refused}");
+    assert!(submitted <= MAX_TIMERS, "{submitted}");
 }
 
 #[test]
@@ -173,14 +188,14 @@ fn nested_spawns_are_bounded() {
 fn a_handle_is_opaque() {
     check_task(
         "local t = task.spawn(task.wait)
-         print(type(t), typeof(t), tostring(t), getmetatable(t))
+         print(type(t), typeof(t), tostring(t), getmetatable(t), t == task.current())
          print(pcall(setmetatable, t, {}))
          print(pcall(rawset, t, 1, 1))
          print(pcall(task.await, setmetatable({}, { __type = 'task' })))
          print(pcall(task.await, nil))",
-        "userdata\tuserdata\ttask\tlocked;\
-         false\tinvalid argument #1 to 'setmetatable' (table expected, got userdata);\
-         false\tinvalid argument #1 to 'rawset' (table expected, got userdata);\
+        "userdata\ttask\ttask\tfalse\tfalse;\
+         false\tinvalid argument #1 to 'setmetatable' (table expected, got task);\
+         false\tinvalid argument #1 to 'rawset' (table expected, got task);\
          false\tinvalid: task.await: expected a task, got table;\
          false\tinvalid: task.await: expected a task, got nil",
     );

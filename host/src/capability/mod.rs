@@ -1,5 +1,6 @@
 //! Doing it: one file per capability. Each effect takes the broker's permit by value.
 
+pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -66,6 +67,17 @@ impl Capabilities {
     }
 }
 
+/// Does what takes no time. Gives back the permit of anything else.
+///
+/// # Errors
+/// The permit, for [`perform`].
+pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
+    match permit {
+        Permit::Detach(permit) => Ok(Ok(Reply::Detach(detach::perform(permit)))),
+        other => Err(other),
+    }
+}
+
 /// Does what the permit allows. Cancelled by dropping the future.
 ///
 /// # Errors
@@ -76,5 +88,6 @@ pub async fn perform(capabilities: &Capabilities, permit: Permit) -> Outcome {
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
+        Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
     }
 }

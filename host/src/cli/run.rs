@@ -86,7 +86,7 @@ async fn run(
     };
     let caller = broker.caller(tenant, request_id::fresh()).ok_or("the tenant has no account")?;
     let io = tokio::runtime::Handle::current();
-    let (effects, completions) = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, io);
+    let effects = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, io);
     let job = Job {
         share,
         image,
@@ -96,9 +96,12 @@ async fn run(
         wall: tenant.limits.wall,
         log: ScriptLog::terminal(),
         effects,
-        completions,
+        detach: tenant.allow.detach.clone(),
     };
-    match runtime.run(job).await?.finish {
+    let ended = runtime.run(job).await?;
+    // The script's detached tasks have their own time.
+    runtime.idle().await;
+    match ended.finish {
         Finish::Failed(error) => Ok(fail(&error)),
         Finish::Done | Finish::Response(_) => Ok(ExitCode::SUCCESS),
     }

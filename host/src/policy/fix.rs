@@ -31,6 +31,8 @@ pub(super) enum Remedy {
     },
     /// The store.
     Kv,
+    /// Tasks that go on after the answer.
+    Detach,
 }
 
 impl Remedy {
@@ -60,6 +62,7 @@ impl Remedy {
                 format!("[[tenant.{tenant}.allow.fs]]\npath = {path}\ndir = {dir}\naccess = {access}\n")
             }
             Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
+            Self::Detach => format!("[tenant.{tenant}.allow.detach]\n"),
         }
     }
 }

@@ -12,13 +12,14 @@
 //! | [`error`] | one line per error: file, line, column, key, value, rule, example |
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
-//! | [`http`], [`fs`], [`kv`] | grants of one capability each, and the decision on them |
+//! | [`http`], [`fs`], [`kv`], [`detach`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
 //! Nothing is allowed by being absent: a missing table grants nothing, an empty file denies everything.
 
 pub mod address;
+pub mod detach;
 pub mod error;
 mod fix;
 pub mod fs;

@@ -127,6 +127,8 @@ pub struct AllowToml {
     pub fs: Vec<Spanned<FsToml>>,
     /// `[tenant.NAME.allow.kv]`
     pub kv: Option<Spanned<KvToml>>,
+    /// `[tenant.NAME.allow.detach]`
+    pub detach: Option<Spanned<DetachToml>>,
 }
 
 impl TableToml for AllowToml {
@@ -134,6 +136,7 @@ impl TableToml for AllowToml {
         ("http", "[{ hosts = [\"https://api.example.com\"] }]"),
         ("fs", "[{ path = \"/data\", dir = \"acme-data\", access = \"read\" }]"),
         ("kv", "{}"),
+        ("detach", "{ tasks = 10, cpu = \"50 ms\", wall = \"30 s\" }"),
     ];
 }
 
@@ -183,6 +186,23 @@ impl TableToml for KvToml {
     const KEYS: &'static [(&'static str, &'static str)] = &[];
 }
 
+/// `[tenant.NAME.allow.detach]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DetachToml {
+    /// Tasks that one request may detach.
+    pub tasks: Option<Spanned<i64>>,
+    /// Their computing time from the answer on.
+    pub cpu: Option<Text>,
+    /// Their time from the answer on.
+    pub wall: Option<Text>,
+}
+
+impl TableToml for DetachToml {
+    const KEYS: &'static [(&'static str, &'static str)] =
+        &[("tasks", "10"), ("cpu", "\"50 ms\""), ("wall", "\"30 s\"")];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,8 +225,10 @@ mod tests {
         let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());
         assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv } = examples();
-        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some());
+        let AllowToml { http, fs, kv, detach } = examples();
+        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some());
+        let DetachToml { tasks, cpu, wall } = examples();
+        assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
         let HttpToml { hosts, addresses, methods } = examples();
         assert!(hosts.is_some() && addresses.is_some() && methods.is_some());
         let FsToml { path, dir, access } = examples();

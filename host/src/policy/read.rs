@@ -89,13 +89,17 @@ fn tenant(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> TenantTo
 fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml {
     let http = grants(&child(at, "http"), take(&mut table, "http"), errors);
     let fs = grants(&child(at, "fs"), take(&mut table, "fs"), errors);
-    let kv_at = child(at, "kv");
-    let kv = take(&mut table, "kv")
-        .and_then(|value| as_table(&kv_at, &format!("[{kv_at}]"), value, errors))
-        .map(|(table, span)| Spanned::new(span, keys(&kv_at, table, errors)));
+    let kv = grant(&child(at, "kv"), take(&mut table, "kv"), errors);
+    let detach = grant(&child(at, "detach"), take(&mut table, "detach"), errors);
     // As above.
     let _: AllowToml = keys(at, table, errors);
-    AllowToml { http, fs, kv }
+    AllowToml { http, fs, kv, detach }
+}
+
+/// The `[table]` of a grant that stands once.
+fn grant<T: TableToml>(at: &str, value: Option<Spanned<DeValue<'_>>>, errors: &mut Errors<'_>) -> Option<Spanned<T>> {
+    let (table, span) = as_table(at, &format!("[{at}]"), value?, errors)?;
+    Some(Spanned::new(span, keys(at, table, errors)))
 }
 
 /// The tables of a `[[list]]`.

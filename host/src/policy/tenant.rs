@@ -8,6 +8,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
+    detach,
     error::{Broken, Errors, child},
     fs,
     host::below,
@@ -44,6 +45,8 @@ pub struct Allow {
     pub fs: Vec<fs::Grant>,
     /// The tenant's own store.
     pub kv: Option<kv::Grant>,
+    /// Tasks that go on after the answer.
+    pub detach: Option<detach::Grant>,
 }
 
 // === impl Tenant ===
@@ -98,13 +101,17 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv } = raw;
+    let AllowToml { http, fs, kv, detach } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
         kv: kv.map(|kv| {
             let span = kv.span();
             kv::enforce(kv.into_inner(), &span, errors)
+        }),
+        detach: detach.map(|detach| {
+            let span = detach.span();
+            detach::enforce(detach.into_inner(), &child(at, "detach"), &span, errors)
         }),
     }
 }

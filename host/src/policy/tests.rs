@@ -136,6 +136,7 @@ fn the_commented_policy_shows_every_key() {
         raw::AllowToml::KEYS,
         raw::HttpToml::KEYS,
         raw::FsToml::KEYS,
+        raw::DetachToml::KEYS,
     ];
     use raw::TableToml as _;
     for (key, _) in keys.concat() {

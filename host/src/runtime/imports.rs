@@ -26,6 +26,8 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap("neoc", "submit", submit)?;
     linker.func_wrap("neoc", "receive", receive)?;
     linker.func_wrap("neoc", "cancel", cancel)?;
+    linker.func_wrap_async("neoc", "wait", |caller: Caller<'_, State>, ()| Box::new(wait(caller)))?;
+    linker.func_wrap("neoc", "stall", stall)?;
     linker.func_wrap("neoc", "finish", finish)?;
     linker.func_wrap("neoc", "log", log)?;
     linker.func_wrap_async("neoc", "pause", |caller: Caller<'_, State>, ()| Box::new(pause(caller)))?;
@@ -37,21 +39,33 @@ fn submit(mut caller: Caller<'_, State>, id: u32, pointer: u32, length: u32) -> 
     let operation: Operation = read(&caller, pointer, length)?;
     let Some(outcome) = caller.data_mut().submit(id, operation) else { return Ok(PENDING) };
     let bytes = wire::encode(&outcome)?;
-    let length = i32::try_from(bytes.len())?;
-    caller.data_mut().ready_outcome = Some(bytes);
-    Ok(length)
+    Ok(caller.data_mut().announce(bytes)?.cast_signed())
 }
 
-/// Copies the outcome that the last `submit` announced to `pointer`.
+/// Copies what the last `submit` or `wait` announced to `pointer`.
 fn receive(mut caller: Caller<'_, State>, pointer: u32) -> Result<()> {
-    let outcome = caller.data_mut().ready_outcome.take().ok_or_else(|| Error::msg("receive without an outcome"))?;
+    let bytes = caller.data_mut().announced.take().ok_or_else(|| Error::msg("receive without an announcement"))?;
     let memory = caller.data().memory()?;
-    Ok(memory.write(&mut caller, usize::try_from(pointer)?, &outcome)?)
+    Ok(memory.write(&mut caller, usize::try_from(pointer)?, &bytes)?)
 }
 
-/// Stops an operation that the guest no longer waits for.
-fn cancel(mut caller: Caller<'_, State>, id: u32) {
-    caller.data_mut().cancel(id);
+/// Stops an operation. If `confirm` is not 0, a completion comes once nothing of it is left.
+fn cancel(mut caller: Caller<'_, State>, id: u32, confirm: u32) {
+    caller.data_mut().cancel(id, confirm != 0);
+}
+
+/// Stands still until operations have finished; answers the length of the batch for `receive`.
+async fn wait(mut caller: Caller<'_, State>) -> Result<u32> {
+    let batch = caller.data_mut().next_batch().await.ok_or_else(|| Error::msg("wait without an operation"))?;
+    let bytes = wire::encode(&batch)?;
+    caller.data_mut().announce(bytes)
+}
+
+/// Counts that a VM is about to stand still, and logs where.
+fn stall(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+    let place = String::from_utf8_lossy(bytes(&caller, pointer, length)?).into_owned();
+    caller.data_mut().stall(place);
+    Ok(())
 }
 
 /// Takes the result of `load`, `start` or `complete`.
@@ -85,12 +99,16 @@ async fn pause(caller: Caller<'_, State>) -> Result<()> {
 
 /// Copies a message out of the guest's memory and decodes it.
 fn read<T: DeserializeOwned>(caller: &Caller<'_, State>, pointer: u32, length: u32) -> Result<T> {
+    Ok(wire::decode(bytes(caller, pointer, length)?)?)
+}
+
+/// A message as it lies in the guest's memory.
+fn bytes<'a>(caller: &'a Caller<'_, State>, pointer: u32, length: u32) -> Result<&'a [u8]> {
     let (start, length) = (usize::try_from(pointer)?, usize::try_from(length)?);
     if length > MAX_MESSAGE_BYTES {
         return Err(Error::msg(format!("a message of {length} bytes is over {MAX_MESSAGE_BYTES}")));
     }
     let end = start.checked_add(length).ok_or_else(|| Error::msg("a message wraps round the address space"))?;
     let memory = caller.data().memory()?;
-    let bytes = memory.data(caller).get(start..end).ok_or_else(|| Error::msg("a message lies outside the memory"))?;
-    Ok(wire::decode(bytes)?)
+    memory.data(caller).get(start..end).ok_or_else(|| Error::msg("a message lies outside the memory"))
 }

@@ -21,7 +21,7 @@ use super::preempt::Target;
 /// VM's own checks read it, and the watcher's, from its thread.
 #[derive(Debug)]
 pub struct CpuMeter {
-    budget_nanoseconds: u64,
+    budget_nanoseconds: AtomicU64,
     used_nanoseconds: AtomicU64,
     /// The worker's CPU clock when the slice began.
     slice_start_nanoseconds: AtomicU64,
@@ -36,7 +36,7 @@ impl CpuMeter {
     /// A meter with nothing used.
     pub fn new(budget: Duration) -> Arc<Self> {
         Arc::new(Self {
-            budget_nanoseconds: u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX),
+            budget_nanoseconds: AtomicU64::new(nanoseconds(budget)),
             used_nanoseconds: AtomicU64::new(0),
             slice_start_nanoseconds: AtomicU64::new(0),
         })
@@ -45,6 +45,16 @@ impl CpuMeter {
     /// CPU time of all finished slices.
     pub fn used(&self) -> Duration {
         Duration::from_nanos(self.used_nanoseconds.load(Ordering::Relaxed))
+    }
+
+    /// Gives a new budget from now on, between two slices.
+    pub fn renew(&self, budget: Duration) {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        self.budget_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
+    }
+
+    fn budget(&self) -> u64 {
+        self.budget_nanoseconds.load(Ordering::Relaxed)
     }
 
     /// Judges the budget in the middle of a slice.
@@ -61,21 +71,20 @@ impl CpuMeter {
     /// [`CpuExhausted`] when the finished slices are over the budget.
     pub fn check_between_slices(&self) -> Result<(), CpuExhausted> {
         let used = self.used_nanoseconds.load(Ordering::Relaxed);
-        if used > self.budget_nanoseconds { Err(CpuExhausted) } else { Ok(()) }
+        if used > self.budget() { Err(CpuExhausted) } else { Ok(()) }
     }
 
     /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
     /// CPU time.
     pub fn would_exceed(&self, elapsed: Duration) -> bool {
         let used = self.used_nanoseconds.load(Ordering::Relaxed);
-        let elapsed = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
-        used.saturating_add(elapsed) > self.budget_nanoseconds
+        used.saturating_add(nanoseconds(elapsed)) > self.budget()
     }
 
     /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`.
     pub fn exceeds_at(&self, now_nanoseconds: u64) -> bool {
         let slice = now_nanoseconds.saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
-        self.used_nanoseconds.load(Ordering::Relaxed).saturating_add(slice) > self.budget_nanoseconds
+        self.used_nanoseconds.load(Ordering::Relaxed).saturating_add(slice) > self.budget()
     }
 
     fn begin_slice(&self) {
@@ -86,6 +95,10 @@ impl CpuMeter {
         let slice = thread_cpu_nanoseconds().saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
         self.used_nanoseconds.fetch_add(slice, Ordering::Relaxed);
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// CPU time of the calling thread, in nanoseconds.

@@ -37,10 +37,10 @@ use std::{
 };
 
 use neoc_abi::{
-    Completion,
     event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
+    log::{Level, Record},
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, oneshot};
 use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
@@ -57,7 +57,10 @@ use self::{
     state::State,
     vm::{Preempt, Vm},
 };
-use crate::{policy::Preemption, script_log::ScriptLog};
+use crate::{
+    policy::{Preemption, detach},
+    script_log::ScriptLog,
+};
 
 /// CPU time for compiling a script and running its top level.
 const LOAD_CPU: Duration = Duration::from_millis(200);
@@ -113,6 +116,7 @@ pub struct Runtime {
     scheduler: Scheduler,
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
+    n_slots: u32,
 }
 
 /// A script to load.
@@ -144,8 +148,8 @@ pub struct Job {
     pub log: ScriptLog,
     /// Its line to the broker.
     pub effects: Effects,
-    /// Its finished operations.
-    pub completions: mpsc::UnboundedReceiver<Completion>,
+    /// What tasks that go on after the answer may use.
+    pub detach: Option<detach::Grant>,
 }
 
 /// Work that came to an end of its own.
@@ -155,6 +159,10 @@ pub struct Ended {
     pub finish: Finish,
     /// CPU time it used.
     pub cpu: Duration,
+    /// How often its VM stood still, because the script waited where Luau cannot yield.
+    pub n_stalls: u32,
+    /// Whether tasks of it go on after the answer.
+    pub has_detached: bool,
 }
 
 impl Runtime {
@@ -189,7 +197,7 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots })
+        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -225,16 +233,44 @@ impl Runtime {
         .map_err(LoadError::Failed)?
     }
 
-    /// Runs a job in a fresh VM. Dropping the future cancels it and all that it started.
+    /// Runs a job in a fresh VM until its script has an end. Dropping the future cancels it and all that it
+    /// started; only tasks that were detached go on, once the end is there.
     ///
     /// # Errors
     /// Why its VM was killed.
     pub async fn run(self: &Arc<Self>, job: Job) -> Result<Ended, Failure> {
-        let (wall, share) = (job.wall, job.share.clone());
+        let (wall, share, detach, log) = (job.wall, job.share.clone(), job.detach.clone(), job.log.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
-        let runtime = Arc::clone(self);
-        let work = self.on_worker(&share, async move { runtime.drive(job).await });
-        tokio::time::timeout_at(deadline, work).await.map_err(|_| Failure::Wall(wall))??
+        let (end, mut ended) = oneshot::channel();
+        let (runtime, worker) = (Arc::clone(self), Arc::clone(self));
+        let mut work = Box::pin(async move { worker.on_worker(&share, runtime.drive(job, end)).await });
+        let finished = async {
+            tokio::select! {
+                biased;
+                Ok(ended) = &mut ended => Ok((ended, false)),
+                result = &mut work => result.and_then(|result| result).and_then(|()| match ended.try_recv() {
+                    Ok(ended) => Ok((ended, true)),
+                    Err(_) => Err(Failure::Internal("the guest parked without an operation".into())),
+                }),
+            }
+        };
+        let finished = tokio::time::timeout_at(deadline, finished).await.map_err(|_| Failure::Wall(wall))?;
+        let (ended, is_over) = finished?;
+        if is_over {
+            return Ok(ended);
+        }
+        match detach {
+            Some(grant) if ended.has_detached => drop(tokio::spawn(outlive(work, grant.wall, log))),
+            // The VM is dropped before the answer goes out: what follows finds its slot free.
+            _ => drop(work.await),
+        }
+        Ok(ended)
+    }
+
+    /// Waits until no VM is alive.
+    pub async fn idle(&self) {
+        // The slots never close.
+        let _all = self.slots.acquire_many(self.n_slots).await;
     }
 
     /// Runs `work` on a script worker, in the tenant's line, once a VM slot is free.
@@ -255,26 +291,33 @@ impl Runtime {
         result.ok_or_else(|| Failure::Internal("a script worker panicked".into()))
     }
 
-    /// The life of a VM: start it, and deliver what its operations bring until it is done.
-    async fn drive(&self, job: Job) -> Result<Ended, Failure> {
-        let Job { image, event, memory_bytes, cpu, log, effects, mut completions, .. } = job;
+    /// The life of a VM: start it, and deliver what its operations bring until all its tasks have ended. How
+    /// the script ended goes to `end`, before the tasks that were detached go on.
+    async fn drive(self: Arc<Self>, job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
+        let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
         let meter = CpuMeter::new(cpu);
         let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
-        let mut finish = vm.start(&start).await.map_err(failed)?;
-        while finish.is_none() {
-            // The sender lives in the VM's own state, so the channel is open as long as the VM lives.
-            let Some(first) = completions.recv().await else { break };
-            let mut batch = vec![vm::within(memory_bytes / 2, first)];
-            while let Ok(next) = completions.try_recv() {
-                batch.push(vm::within(memory_bytes / 2, next));
+        let mut n_waiting = vm.start(&start).await.map_err(failed)?;
+        let mut end = Some(end);
+        loop {
+            if let Some(finish) = vm.take_finish()
+                && let Some(end) = end.take()
+            {
+                let ended = Ended { finish, cpu: meter.used(), n_stalls: vm.n_stalls(), has_detached: n_waiting > 0 };
+                // Nobody waits for it when the client has left.
+                let _ = end.send(ended);
+                // Without a grant the broker let no task be detached.
+                meter.renew(detach.as_ref().map_or(Duration::ZERO, |grant| grant.cpu));
             }
-            finish = vm.complete(&batch).await.map_err(failed)?;
+            if n_waiting == 0 {
+                return Ok(());
+            }
+            let Some(batch) = vm.next_batch().await else { return Ok(()) };
+            n_waiting = vm.complete(&batch).await.map_err(failed)?;
         }
-        let finish = finish.ok_or_else(|| Failure::Internal("the guest parked without an operation".into()))?;
-        Ok(Ended { finish, cpu: meter.used() })
     }
 
     /// Yields a ready VM: a fresh instance with the tenant's script in it.
@@ -292,6 +335,16 @@ pub enum LoadError {
     Script(ScriptError),
     /// Its VM was killed.
     Failed(Failure),
+}
+
+/// Lets the tasks that were detached come to their ends, within their time.
+async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>>, wall: Duration, log: ScriptLog) {
+    let failure = match tokio::time::timeout(wall, work).await {
+        Ok(Ok(Ok(()))) => return,
+        Ok(Ok(Err(failure)) | Err(failure)) => failure,
+        Err(_) => Failure::Wall(wall),
+    };
+    log.write(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
 }
 
 /// The memory of a VM with no script in it, and where its interrupt is.

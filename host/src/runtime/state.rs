@@ -3,7 +3,7 @@
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
-use neoc_abi::{Completion, Operation, OperationError, Outcome, event::Finish, log::Record};
+use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, event::Finish, log::Record, wire};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -27,7 +27,7 @@ const MAX_RANDOM_BYTES: u64 = 65_536;
 
 /// Most operations of one VM under way at once. The guest stops its scripts at fewer; this stops a guest
 /// that was taken over.
-const MAX_RUNNING: usize = 128;
+const MAX_RUNNING: usize = 1200;
 
 /// The store data of one VM.
 pub struct State {
@@ -36,10 +36,14 @@ pub struct State {
     pub(super) meter: Arc<CpuMeter>,
     /// The guest's memory; set right after instantiation, before any guest code of ours runs.
     pub(super) memory: Option<Memory>,
-    /// The outcome that `submit` announced and `receive` fetches.
-    pub(super) ready_outcome: Option<Vec<u8>>,
+    /// What `submit` or `wait` announced and `receive` fetches.
+    pub(super) announced: Option<Vec<u8>>,
     /// What the guest ended with.
     pub(super) finish: Option<Finish>,
+    /// How often the VM stood still because Luau could not yield.
+    pub(super) n_stalls: u32,
+    /// Longest outcome that fits into the VM, in bytes.
+    max_outcome_bytes: usize,
     log: ScriptLog,
     effects: Option<Effects>,
 }
@@ -57,7 +61,18 @@ impl State {
             .allow_ip_name_lookup(false)
             .build_p1();
         let limiter = MemoryLimiter::new(memory_bytes);
-        Self { wasi, limiter, meter, memory: None, ready_outcome: None, finish: None, log, effects }
+        Self {
+            wasi,
+            limiter,
+            meter,
+            memory: None,
+            announced: None,
+            finish: None,
+            n_stalls: 0,
+            max_outcome_bytes: memory_bytes / 2,
+            log,
+            effects,
+        }
     }
 
     pub(super) fn memory(&self) -> Result<Memory> {
@@ -71,10 +86,28 @@ impl State {
         }
     }
 
-    pub(super) fn cancel(&mut self, id: u32) {
+    pub(super) fn cancel(&mut self, id: u32, confirm: bool) {
         if let Some(effects) = &mut self.effects {
-            effects.cancel(id);
+            effects.cancel(id, confirm);
         }
+    }
+
+    /// Keeps bytes for `receive`, and gives their length.
+    pub(super) fn announce(&mut self, bytes: Vec<u8>) -> Result<u32> {
+        let length = i32::try_from(bytes.len())?.cast_unsigned();
+        self.announced = Some(bytes);
+        Ok(length)
+    }
+
+    /// Waits for operations to finish, and gives all that have. None when none is under way.
+    pub(super) async fn next_batch(&mut self) -> Option<Vec<Completion>> {
+        let batch = self.effects.as_mut()?.next_batch().await?;
+        Some(batch.into_iter().map(|completion| within(self.max_outcome_bytes, completion)).collect())
+    }
+
+    pub(super) fn stall(&mut self, place: String) {
+        self.n_stalls = self.n_stalls.saturating_add(1);
+        self.log.stall(place);
     }
 
     pub(super) fn log(&mut self, record: Record) {
@@ -91,21 +124,23 @@ pub struct Effects {
     caller: Arc<Caller>,
     io: tokio::runtime::Handle,
     running: JoinSet<()>,
-    by_id: HashMap<u32, AbortHandle>,
+    /// Those whose completion the guest waits for.
+    awaited: HashMap<u32, AbortHandle>,
     completions: mpsc::UnboundedSender<Completion>,
+    finished: mpsc::UnboundedReceiver<Completion>,
 }
 
 impl Effects {
-    /// A line for `caller`; finished operations go to the receiver.
+    /// A line for `caller`.
     pub fn new(
         broker: Arc<Broker>,
         capabilities: Arc<Capabilities>,
         caller: Arc<Caller>,
         io: tokio::runtime::Handle,
-    ) -> (Self, mpsc::UnboundedReceiver<Completion>) {
-        let (completions, receiver) = mpsc::unbounded_channel();
-        let (running, by_id) = (JoinSet::new(), HashMap::new());
-        (Self { broker, capabilities, caller, io, running, by_id, completions }, receiver)
+    ) -> Self {
+        let (completions, finished) = mpsc::unbounded_channel();
+        let (running, awaited) = (JoinSet::new(), HashMap::new());
+        Self { broker, capabilities, caller, io, running, awaited, completions, finished }
     }
 
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
@@ -115,28 +150,89 @@ impl Effects {
         }
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
-        self.by_id.retain(|_, operation| !operation.is_finished());
         let permit = match self.broker.authorize(&self.caller, operation) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
-        let (capabilities, completions) = (Arc::clone(&self.capabilities), self.completions.clone());
+        let permit = match capability::perform_at_once(permit) {
+            Ok(outcome) => return Some(outcome),
+            Err(permit) => permit,
+        };
+        let capabilities = Arc::clone(&self.capabilities);
+        let completion = CompleteOnDrop { id, completions: self.completions.clone(), outcome: None };
         let work = async move {
+            // Declared before the effect, so dropped after it: by then nothing of the effect is left.
+            let mut completion = completion;
             let effect = AssertUnwindSafe(capability::perform(&capabilities, permit)).catch_unwind();
-            let outcome = effect.await.unwrap_or_else(|_| {
+            completion.outcome = Some(effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
-            });
-            // Nobody listens when the VM ended meanwhile; then nobody needs the outcome.
-            let _ = completions.send(Completion { id, outcome });
+            }));
         };
-        self.by_id.insert(id, self.running.spawn_on(work, &self.io));
+        self.awaited.insert(id, self.running.spawn_on(work, &self.io));
         None
     }
 
-    fn cancel(&mut self, id: u32) {
-        if let Some(operation) = self.by_id.remove(&id) {
+    /// Stops an operation. If the guest wants it confirmed, it stays on the list until its completion comes.
+    fn cancel(&mut self, id: u32, confirm: bool) {
+        if let Some(operation) = self.awaited.get(&id) {
             operation.abort();
         }
+        if !confirm {
+            self.awaited.remove(&id);
+        }
     }
+
+    /// Waits for the next completion that the guest waits for, and takes all that are there with it.
+    async fn next_batch(&mut self) -> Option<Vec<Completion>> {
+        let mut batch = Vec::new();
+        while batch.is_empty() {
+            if self.awaited.is_empty() {
+                return None;
+            }
+            // Open for as long as there are effects, which hold a sender.
+            let first = self.finished.recv().await?;
+            self.collect(first, &mut batch);
+            while let Ok(next) = self.finished.try_recv() {
+                self.collect(next, &mut batch);
+            }
+        }
+        Some(batch)
+    }
+
+    fn collect(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
+        if self.awaited.remove(&completion.id).is_some() {
+            batch.push(completion);
+        }
+    }
+}
+
+/// Says how an operation ended when nothing of it is left, be it that it was stopped.
+struct CompleteOnDrop {
+    id: u32,
+    completions: mpsc::UnboundedSender<Completion>,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for CompleteOnDrop {
+    fn drop(&mut self) {
+        let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
+        let outcome = self.outcome.take().unwrap_or_else(stopped);
+        // Nobody listens when the VM has ended meanwhile; then nobody needs the outcome.
+        let _ = self.completions.send(Completion { id: self.id, outcome });
+    }
+}
+
+/// Cuts an outcome that is larger than what a guest can take in: a body that does not fit is an error of
+/// its operation, not the end of the VM.
+fn within(limit_bytes: usize, completion: Completion) -> Completion {
+    let Completion { id, outcome } = completion;
+    let outcome = match outcome {
+        Ok(reply) if wire::encoded_bytes(&reply) > limit_bytes => Err(OperationError::limit(
+            "memory",
+            format!("the reply is larger than the {limit_bytes} bytes that fit into the script's memory"),
+        )),
+        other => other,
+    };
+    Completion { id, outcome }
 }

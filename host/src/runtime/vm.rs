@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use neoc_abi::{
-    Completion, OperationError, Outcome,
+    Completion,
     event::{Bundle, Finish, Start},
     wire,
 };
 use serde::Serialize;
-use wasmtime::{Error, InstancePre, Result, Store, Trap, TypedFunc, UpdateDeadline};
+use wasmtime::{Error, InstancePre, Result, Store, Trap, TypedFunc, UpdateDeadline, WasmResults};
 
 use super::{
     meter::{CpuMeter, Metered},
@@ -40,8 +40,8 @@ pub struct Vm {
     target: Option<Target>,
     allocate: TypedFunc<u32, u32>,
     load: TypedFunc<Message, ()>,
-    start: TypedFunc<Message, ()>,
-    complete: TypedFunc<Message, ()>,
+    start: TypedFunc<Message, u32>,
+    complete: TypedFunc<Message, u32>,
     stack_end: TypedFunc<(), u32>,
     interrupt_offset: TypedFunc<(), u32>,
     interrupt_function: TypedFunc<(), u32>,
@@ -136,28 +136,48 @@ impl Vm {
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn load(&mut self, bundle: &Bundle) -> Result<Finish> {
         let load = self.load.clone();
-        self.call(&load, bundle).await?.ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
+        self.call(&load, bundle).await?;
+        self.take_finish().ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
     }
 
-    /// Starts the script's work. None: all its tasks are parked until [`Vm::complete`].
+    /// Starts the script's work. Gives how many of its tasks wait for [`Vm::complete`].
     ///
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
-    pub async fn start(&mut self, start: &Start) -> Result<Option<Finish>> {
+    pub async fn start(&mut self, start: &Start) -> Result<u32> {
         let function = self.start.clone();
         self.call(&function, start).await
     }
 
-    /// Delivers finished operations. None: all tasks are parked again.
+    /// Delivers finished operations. Gives how many tasks wait now.
     ///
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
-    pub async fn complete(&mut self, batch: &[Completion]) -> Result<Option<Finish>> {
+    pub async fn complete(&mut self, batch: &[Completion]) -> Result<u32> {
         let function = self.complete.clone();
         self.call(&function, &batch).await
     }
 
-    async fn call<T: Serialize>(&mut self, function: &TypedFunc<Message, ()>, message: &T) -> Result<Option<Finish>> {
+    /// Waits for operations to finish, and gives all that have. None when none is under way.
+    pub async fn next_batch(&mut self) -> Option<Vec<Completion>> {
+        self.store.data_mut().next_batch().await
+    }
+
+    /// What the guest ended with, once.
+    pub fn take_finish(&mut self) -> Option<Finish> {
+        self.store.data_mut().finish.take()
+    }
+
+    /// How often it stood still because Luau could not yield.
+    pub fn n_stalls(&self) -> u32 {
+        self.store.data().n_stalls
+    }
+
+    async fn call<T: Serialize, R: WasmResults + Sync>(
+        &mut self,
+        function: &TypedFunc<Message, R>,
+        message: &T,
+    ) -> Result<R> {
         let bytes = wire::encode(message)?;
         let length = u32::try_from(bytes.len())?;
         if self.target.is_none() {
@@ -172,29 +192,10 @@ impl Vm {
             memory.write(&mut self.store, usize::try_from(pointer)?, &bytes)?;
             function.call_async(&mut self.store, (pointer, length)).await
         };
-        if let Err(error) = Metered::new(call, meter, target).await {
+        Metered::new(call, meter, target).await.map_err(|error| {
             // A kill closes the safepoint page, and the guest's next load from it traps.
             let killed = error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) && self.target.is_some();
-            return Err(if killed {
-                self.meter.check_between_slices().err().map_or(error, Error::from)
-            } else {
-                error
-            });
-        }
-        Ok(self.store.data_mut().finish.take())
+            if killed { self.meter.check_between_slices().err().map_or(error, Error::from) } else { error }
+        })
     }
-}
-
-/// Cuts a batch so that no single delivery is larger than what a guest can take in: a body that
-/// does not fit is an error of its operation, not the end of the VM.
-pub fn within(limit_bytes: usize, completion: Completion) -> Completion {
-    let Completion { id, outcome } = completion;
-    let outcome: Outcome = match outcome {
-        Ok(reply) if wire::encoded_bytes(&reply) > limit_bytes => Err(OperationError::limit(
-            "memory",
-            format!("the reply is larger than the {limit_bytes} bytes that fit into the script's memory"),
-        )),
-        other => other,
-    };
-    Completion { id, outcome }
 }

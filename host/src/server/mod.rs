@@ -96,7 +96,11 @@ impl Server {
             });
         }
         drop(self.listener);
-        tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_ok()
+        let all_ended = async {
+            graceful.shutdown().await;
+            self.service.idle().await;
+        };
+        tokio::time::timeout(DRAIN_TIMEOUT, all_ended).await.is_ok()
     }
 }
 

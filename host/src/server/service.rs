@@ -3,7 +3,14 @@
 //! A client learns nothing of policy, script or host: an answer of ours is one line of text and the
 //! request's name, under which the operator finds the rest in the log.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -35,6 +42,8 @@ pub struct Service {
     broker: Arc<Broker>,
     capabilities: Arc<Capabilities>,
     io: tokio::runtime::Handle,
+    /// How often VMs stood still, because a script waited where Luau cannot yield.
+    stalls: AtomicU64,
 }
 
 /// Why a policy cannot be served.
@@ -67,13 +76,22 @@ impl Service {
             return Err(LoadError::Scripts(problems));
         }
         let io = tokio::runtime::Handle::current();
-        Ok(Self { policy, tenants, runtime, broker, capabilities, io })
+        Ok(Self { policy, tenants, runtime, broker, capabilities, io, stalls: AtomicU64::new(0) })
+    }
+
+    /// Waits until no script runs, detached tasks included.
+    pub async fn idle(&self) {
+        self.runtime.idle().await;
     }
 
     /// Logs how many operations were permitted, and how many refused for which reason.
     pub fn log_decisions(&self) {
         for ((capability, reason), count) in self.broker.decisions().counters() {
             tracing::info!(target: "neoc::audit", capability, reason, count, "decisions since the start");
+        }
+        let count = self.stalls.load(Ordering::Relaxed);
+        if count > 0 {
+            tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
     }
 
@@ -126,7 +144,7 @@ impl Service {
             return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
         };
         let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
-        let (effects, completions) = Effects::new(broker, capabilities, caller, self.io.clone());
+        let effects = Effects::new(broker, capabilities, caller, self.io.clone());
         let limits = &tenant.policy.limits;
         let begin = Instant::now();
         let job = Job {
@@ -138,12 +156,14 @@ impl Service {
             wall: limits.wall,
             log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
             effects,
-            completions,
+            detach: tenant.policy.allow.detach.clone(),
         };
         match self.runtime.run(job).await {
             Ok(ended) => {
                 let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
-                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, "done");
+                let n_stalls = ended.n_stalls;
+                self.stalls.fetch_add(n_stalls.into(), Ordering::Relaxed);
+                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
                 finished(ended.finish, tenant, id)
             }
             Err(failure) => failed(&failure, tenant, id),

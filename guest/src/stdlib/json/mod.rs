@@ -35,7 +35,7 @@ pub const MODULE: Module = Module {
             body: Body::Local(|lua, arguments| mark(lua, &arguments, |markers| &markers.object)),
         },
     ],
-    luau: None,
+    luau: &[],
     constants: Some(constants),
 };
 

@@ -1,0 +1,147 @@
+//! Waiting where Luau cannot yield: in a metamethod, a `table.sort` comparator, a `string.gsub` callback, a
+//! handler of `xpcall`.
+//!
+//! There the call keeps the stack, and the whole VM stands still until it can go on: a stall, which the host
+//! counts, and logs once for each place. A call that waits for the host lets no other task run meanwhile. One
+//! that waits for other tasks must let them run, on top of its own stack; so deep in each other, and no
+//! deeper than [`MAX_BLOCKED`], can such calls be. Nothing waits for ever: when no task can run and the host
+//! works on nothing, the call that stands on top is refused.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use neoc_abi::OperationError;
+
+use super::{TASKS, cancel, current, deliver, poll_as, run_until, wait, wake_last};
+use crate::{host, operation};
+
+/// How many calls may wait on top of each other.
+const MAX_BLOCKED: usize = 8;
+
+/// What a call waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Nothing but the host.
+    Host,
+    /// Other tasks, perhaps.
+    Tasks,
+}
+
+thread_local! {
+    /// How many calls wait now, on top of each other.
+    static BLOCKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs a future to its end while the VM stands still. `place` says where, for the log.
+///
+/// # Errors
+/// [`neoc_abi::ErrorKind::Invalid`] when nothing could ever end it, [`neoc_abi::ErrorKind::Limit`] when too
+/// many calls wait on top of each other.
+pub fn block_on<T>(
+    api: &str,
+    waits_for: WaitsFor,
+    place: impl FnOnce() -> String,
+    future: impl Future<Output = T>,
+) -> Result<T, OperationError> {
+    let (task, flag) = (current(), Arc::new(Flag::default()));
+    let (mut future, waker) = (pin!(future), Waker::from(Arc::clone(&flag)));
+    let mut poll = || poll_as(task, future.as_mut(), &mut Context::from_waker(&waker));
+    if let Poll::Ready(value) = poll() {
+        return Ok(value);
+    }
+    host::stall(&place());
+    let _guard = Guard::enter(api)?;
+    loop {
+        step(api, waits_for, task, &|| flag.is_raised())?;
+        flag.lower();
+        if let Poll::Ready(value) = poll() {
+            return Ok(value);
+        }
+    }
+}
+
+/// Stands still until something wakes the current task: for a coroutine that waits inside of what cannot yield.
+///
+/// # Errors
+/// As [`block_on`].
+pub fn block_until_woken(api: &str, place: impl FnOnce() -> String) -> Result<(), OperationError> {
+    let task = current();
+    let is_woken = || TASKS.with_borrow(|tasks| tasks.alive.get(&task).is_none_or(|task| task.woken));
+    if !is_woken() {
+        host::stall(&place());
+        let _guard = Guard::enter(api)?;
+        step(api, WaitsFor::Tasks, task, &is_woken)?;
+    }
+    super::lower_woken(task);
+    Ok(())
+}
+
+/// Lets happen what can happen, until `is_woken`.
+fn step(api: &str, waits_for: WaitsFor, task: u32, is_woken: &dyn Fn() -> bool) -> Result<(), OperationError> {
+    while !is_woken() {
+        if waits_for == WaitsFor::Tasks {
+            run_until(is_woken);
+        } else {
+            wake_last();
+        }
+        if is_woken() {
+            break;
+        }
+        if operation::any_pending() {
+            deliver(host::wait());
+        } else if !wait::refuse_deadlock(task) {
+            // A line of its own for what waits in no line.
+            cancel::check()?;
+            let message = format!("{api}: nothing can end this wait");
+            return Err(OperationError::invalid(message));
+        }
+    }
+    Ok(())
+}
+
+/// One more call that waits. Dropped when it goes on.
+struct Guard;
+
+impl Guard {
+    fn enter(api: &str) -> Result<Self, OperationError> {
+        let blocked = BLOCKED.get();
+        if blocked >= MAX_BLOCKED {
+            let message = format!(
+                "{api}: {MAX_BLOCKED} calls wait on top of each other where Luau cannot yield, which is the most"
+            );
+            return Err(OperationError::limit("stall_depth", message));
+        }
+        BLOCKED.set(blocked + 1);
+        Ok(Self)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        BLOCKED.set(BLOCKED.get().saturating_sub(1));
+    }
+}
+
+/// Whether something has happened since it was last polled.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Flag {
+    fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn lower(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,207 @@
+//! Cancelling, and the time to clean up.
+//!
+//! A cancelled task stays so: each later call that could wait raises `cancelled` again, whatever `pcall`
+//! has swallowed before. What it waits for is stopped first: the host drops its operation and gives back
+//! what that held, and only then does the task go on, with the error.
+//!
+//! Its cleanups run all the same, and may wait, for [`CLEANUP_SECONDS`] in all.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use mlua::{Function, Lua};
+use neoc_abi::{ErrorKind, OperationError};
+
+use super::{FIRST, Ownership, TASKS, Task, end, log_death, wait, wake};
+use crate::operation;
+
+/// How long the cleanups of a cancelled task may take, in seconds.
+pub const CLEANUP_SECONDS: f64 = 1.0;
+
+/// How often a cancelled task may swallow that it is. After that it does not run any more: a loop round
+/// `pcall` would use up the CPU time of its whole request.
+const MAX_REFUSALS: u32 = 100;
+
+/// How far a task has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its function runs.
+    Body,
+    /// Its cleanups run.
+    Cleanup,
+    /// Its cleanups have had their time.
+    Late,
+}
+
+/// What became of a call of `cancel`.
+pub enum Cancelled {
+    /// The task had ended before, or was cancelled before.
+    No,
+    /// It ends as soon as the host has stopped what it waits for.
+    Yes,
+    /// It had not begun, and never will.
+    Unbegun,
+}
+
+/// The error of a cancelled task's calls.
+pub fn refusal() -> OperationError {
+    with_task(super::current(), |task| task.refusals += 1);
+    OperationError::new(ErrorKind::Cancelled, "the task was cancelled")
+}
+
+/// Whether the current task's calls are refused.
+pub fn is_cancelled() -> bool {
+    TASKS.with_borrow(|tasks| tasks.alive.get(&tasks.current).is_some_and(Task::is_refused))
+}
+
+/// Whether a task was ever cancelled.
+pub fn was_cancelled(id: u32) -> bool {
+    TASKS.with_borrow(|tasks| tasks.alive.get(&id).is_some_and(|task| task.cancelled))
+}
+
+/// Refuses the current task's call if it is cancelled.
+///
+/// # Errors
+/// Of kind `cancelled`.
+pub fn check() -> Result<(), OperationError> {
+    if is_cancelled() { Err(refusal()) } else { Ok(()) }
+}
+
+/// Runs a part of a task until it ends. Nothing: the task was cancelled and must not run again, because it
+/// gave up its turn by a plain yield, which raises no error, or has swallowed one refusal too many.
+pub(super) async fn guard<T>(id: u32, part: impl Future<Output = T>) -> Option<T> {
+    let mut part = pin!(part);
+    poll_fn(|context| {
+        if is_over(id) {
+            return Poll::Ready(None);
+        }
+        match part.as_mut().poll(context) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => {
+                note_yield(id);
+                if is_over(id) { Poll::Ready(None) } else { Poll::Pending }
+            }
+        }
+    })
+    .await
+}
+
+fn is_over(id: u32) -> bool {
+    TASKS.with_borrow(|tasks| tasks.alive.get(&id).is_some_and(|task| task.is_refused() && task.yielded_plainly))
+}
+
+/// Looks whether a task that has given up its turn waits for anything.
+fn note_yield(id: u32) {
+    let waits = operation::is_awaited_by(id) || wait::is_awaited_by(id);
+    with_task(id, |task| task.yielded_plainly = !waits);
+}
+
+/// Refuses the current task's call if it is cancelled. One that does not listen waits for its end here.
+///
+/// # Errors
+/// Of kind `cancelled`.
+pub async fn refuse() -> Result<(), OperationError> {
+    let listens = with_task(super::current(), |task| task.refusals <= MAX_REFUSALS);
+    if is_cancelled() && listens == Some(false) {
+        std::future::pending::<()>().await;
+    }
+    check()
+}
+
+/// Cancels a task.
+pub fn cancel(id: u32) -> Cancelled {
+    let found = with_task(id, |task| {
+        let was_cancelled = std::mem::replace(&mut task.cancelled, true);
+        (!was_cancelled).then_some((task.begun, task.future.is_some()))
+    });
+    match found.flatten() {
+        None => Cancelled::No,
+        Some((false, _)) => {
+            end(id);
+            Cancelled::Unbegun
+        }
+        Some((true, is_parked)) => {
+            if is_parked {
+                note_yield(id);
+            }
+            stop_waiting(id);
+            Cancelled::Yes
+        }
+    }
+}
+
+/// Cancels all tasks of some kinds, but never the first one.
+pub fn cancel_where(which: impl Fn(Ownership) -> bool) {
+    let ids: Vec<u32> = TASKS.with_borrow(|tasks| {
+        let tasks = tasks.alive.iter().filter(|&(&id, task)| id != FIRST && which(task.ownership));
+        tasks.map(|(&id, _)| id).collect()
+    });
+    ids.into_iter().for_each(|id| drop(cancel(id)));
+}
+
+/// Stops what a task waits for. It wakes once the host has confirmed that.
+fn stop_waiting(id: u32) {
+    operation::cancel_of(id);
+    wait::stir(id);
+    // For one that waits for nothing in particular, after a plain yield.
+    wake(id);
+}
+
+/// Has the current task's cleanups run when its body has ended.
+pub fn ask_for_cleanups() {
+    with_task(super::current(), |task| task.has_cleanups = true);
+}
+
+/// Runs a task's cleanups, if it has any. A cancelled task gets a short time for them.
+pub(super) async fn clean_up(lua: &Lua, id: u32) {
+    let Some(cleanups) = begin(id) else { return };
+    let thread = lua.create_thread(cleanups).and_then(|thread| thread.into_async::<()>(id));
+    let cleanups = match thread {
+        Ok(cleanups) => cleanups,
+        Err(error) => return log_death(Err(error)),
+    };
+    let (mut cleanups, mut window) = (pin!(cleanups), pin!(operation::window(CLEANUP_SECONDS)));
+    let ended = guard(
+        id,
+        poll_fn(|context| {
+            if let Poll::Ready(ended) = cleanups.as_mut().poll(context) {
+                return Poll::Ready(ended);
+            }
+            if is_in_its_window(id) && window.as_mut().poll(context).is_ready() {
+                with_task(id, |task| task.phase = Phase::Late);
+                stop_waiting(id);
+            }
+            Poll::Pending
+        }),
+    );
+    log_death(ended.await.unwrap_or(Ok(())));
+}
+
+/// The Luau function that runs the cleanups, where there are any.
+fn begin(id: u32) -> Option<Function> {
+    TASKS.with_borrow_mut(|tasks| {
+        let task = tasks.alive.get_mut(&id)?;
+        task.phase = Phase::Cleanup;
+        task.refusals = 0;
+        if task.has_cleanups { tasks.run_cleanups.clone() } else { None }
+    })
+}
+
+fn is_in_its_window(id: u32) -> bool {
+    TASKS.with_borrow(|tasks| {
+        let task = tasks.alive.get(&id);
+        task.is_some_and(|task| task.cancelled && task.phase == Phase::Cleanup)
+    })
+}
+
+fn with_task<T>(id: u32, change: impl FnOnce(&mut Task) -> T) -> Option<T> {
+    TASKS.with_borrow_mut(|tasks| tasks.alive.get_mut(&id).map(change))
+}
+
+impl Task {
+    /// Whether its calls are refused.
+    fn is_refused(&self) -> bool {
+        self.cancelled && self.phase != Phase::Cleanup
+    }
+}
