@@ -137,7 +137,9 @@ pub fn cancel_where(which: impl Fn(Ownership) -> bool) {
         let tasks = tasks.alive.iter().filter(|&(&id, task)| id != FIRST && which(task.ownership));
         tasks.map(|(&id, _)| id).collect()
     });
-    ids.into_iter().for_each(|id| drop(cancel(id)));
+    for id in ids {
+        cancel(id);
+    }
 }
 
 /// Stops what a task waits for. It wakes once the host has confirmed that.
