@@ -5,19 +5,21 @@
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
+//! | [`conformance`] | Luau's own test files, in the guest |
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
-//! | [`support`] | a running host, an upstream, an HTTP client |
+//! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod cases;
 mod cli;
 mod concurrency;
+mod conformance;
 mod denials;
 mod examples;
 mod host;

@@ -85,6 +85,9 @@ impl Vm {
         let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
+        #[cfg(feature = "conformance")]
+        let top_level = crate::conformance::entry(&self.lua, &module, |module| self.compile(module))?;
+        #[cfg(not(feature = "conformance"))]
         let top_level = self.compile(&module)?;
         match mode {
             Mode::Check => Ok(Entry::Absent),

@@ -28,6 +28,7 @@ mod tenant_image;
 mod vm;
 
 use std::{
+    borrow::Cow,
     io,
     num::NonZeroUsize,
     path::PathBuf,
@@ -44,7 +45,7 @@ use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
-pub use image::ImageError;
+pub use image::{GUEST, ImageError};
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
@@ -82,6 +83,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// How running VMs are stopped.
     pub preemption: Preemption,
+    /// The VM, as a wasm module: [`GUEST`], unless a test needs another build of it.
+    pub guest: Cow<'static, [u8]>,
 }
 
 /// Why the runtime does not start.
@@ -171,7 +174,7 @@ impl Runtime {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
+        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
