@@ -10,6 +10,7 @@
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
+//! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
@@ -24,6 +25,7 @@ mod denials;
 mod examples;
 mod host;
 mod layers;
+mod modules;
 mod preemption;
 mod support;
 mod tasks;

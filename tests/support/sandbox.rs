@@ -3,13 +3,14 @@
 use std::{
     borrow::Cow,
     num::{NonZeroU32, NonZeroUsize},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use neoc::{
     broker::Broker,
-    capability::Capabilities,
+    capability::{Capabilities, module::Folder},
     policy::{Preemption, Tenant},
     runtime::{Effects, Ended, Failure, Job, LoadError, Runtime, Settings, Share, SharedImage, Source},
     script_log::ScriptLog,
@@ -47,7 +48,7 @@ impl Sandbox {
     /// Compiles a script.
     pub async fn load(&self, name: &str, script: impl Into<Vec<u8>>) -> Result<SharedImage, LoadError> {
         let entry = Module { name: name.into(), source: script.into() };
-        let source = Source { entry, mode: Mode::Script, memory_bytes: self.memory_bytes };
+        let source = Source { entry, mode: Mode::Script, memory_bytes: self.memory_bytes, modules: no_modules() };
         self.runtime.load(&share(), source, ScriptLog::discard()).await.map(Arc::new)
     }
 
@@ -55,7 +56,7 @@ impl Sandbox {
     pub async fn run(&self, image: &SharedImage, cpu: Duration) -> Result<Ended, Failure> {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
-        let effects = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, io);
+        let effects = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, no_modules(), io);
         let job = Job {
             share: share(),
             image: Arc::clone(image),
@@ -69,6 +70,11 @@ impl Sandbox {
         };
         self.runtime.run(job).await
     }
+}
+
+/// None of these scripts requires anything.
+fn no_modules() -> Arc<Folder> {
+    Arc::new(Folder::of_script(Path::new("absent/test.luau"), None))
 }
 
 fn share() -> Share {
