@@ -11,7 +11,7 @@ use crate::{
     capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
     request_id,
-    runtime::{Effects, Job, LoadError, Runtime, Settings, Share, Source},
+    runtime::{Effects, GUEST, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
     tenant::chunk_name,
 };
@@ -43,7 +43,7 @@ pub fn main(arguments: Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
     let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
-    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let broker = Arc::new(Broker::new([&tenant]));
     let capabilities = Arc::new(match &host {

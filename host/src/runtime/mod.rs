@@ -28,6 +28,7 @@ mod tenant_image;
 mod vm;
 
 use std::{
+    borrow::Cow,
     io,
     num::NonZeroUsize,
     path::PathBuf,
@@ -44,7 +45,7 @@ use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
-pub use image::ImageError;
+pub use image::{GUEST, ImageError};
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
@@ -83,6 +84,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// How running VMs are stopped.
     pub preemption: Preemption,
+    /// The VM, as a wasm module: [`GUEST`], unless a test needs another build of it.
+    pub guest: Cow<'static, [u8]>,
 }
 
 /// Why the runtime does not start.
@@ -174,7 +177,7 @@ impl Runtime {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
+        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
@@ -296,8 +299,8 @@ impl Runtime {
     /// the script ended goes to `end`, before the tasks that were detached go on.
     async fn drive(self: Arc<Self>, job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
         let meter = CpuMeter::new(cpu);
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, meter.last_budget());
         let state = State::new(memory_bytes, Arc::clone(&meter), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
@@ -312,6 +315,9 @@ impl Runtime {
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached.
                 meter.renew(detach.as_ref().map_or(Duration::ZERO, |grant| grant.cpu));
+                if n_waiting > 0 {
+                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                }
             }
             if n_waiting == 0 {
                 return Ok(());
