@@ -84,9 +84,9 @@ impl Vm {
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
-        let compile = |module: &Module| {
-            module::compile(&self.lua, &module.name, &module.source, None)
-                .map_err(|error| failure::from_message(error.message))
+        let compile = |entry: &Module| {
+            let compiled = module::compile(&self.lua, &entry.name, &entry.source, None);
+            compiled.map_err(|error| failure::from_message(error.message))
         };
         #[cfg(feature = "conformance")]
         let top_level = crate::conformance::entry(&self.lua, &entry, compile)?;

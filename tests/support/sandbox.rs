@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     num::{NonZeroU32, NonZeroUsize},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -56,7 +55,8 @@ impl Sandbox {
     pub async fn run(&self, image: &SharedImage, cpu: Duration) -> Result<Ended, Failure> {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
-        let effects = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, no_modules(), io);
+        let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
+        let effects = Effects::new(broker, capabilities, caller, no_modules(), io);
         let job = Job {
             share: share(),
             image: Arc::clone(image),
@@ -74,7 +74,7 @@ impl Sandbox {
 
 /// None of these scripts requires anything.
 fn no_modules() -> Arc<Folder> {
-    Arc::new(Folder::of_script(Path::new("absent/test.luau"), None))
+    Arc::new(Folder::of_script(std::path::Path::new("absent/test.luau"), None))
 }
 
 fn share() -> Share {
