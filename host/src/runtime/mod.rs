@@ -40,7 +40,7 @@ use neoc_abi::{
     event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
     log::{Level, Record},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
@@ -118,6 +118,8 @@ pub struct Runtime {
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
     n_slots: u32,
+    /// Held to read by whoever sees detached tasks to their end.
+    outliving: Arc<RwLock<()>>,
 }
 
 /// A script to load.
@@ -200,7 +202,7 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances })
+        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -264,7 +266,13 @@ impl Runtime {
             return Ok(ended);
         }
         match detach {
-            Some(grant) if ended.has_detached => drop(tokio::spawn(outlive(work, grant.wall, log))),
+            Some(grant) if ended.has_detached => {
+                let seen = Arc::clone(&self.outliving).read_owned().await;
+                tokio::spawn(async move {
+                    outlive(work, grant.wall, log).await;
+                    drop(seen);
+                });
+            }
             // The VM is dropped before the answer goes out: what follows finds its slot free.
             _ => drop(work.await),
         }
@@ -273,6 +281,7 @@ impl Runtime {
 
     /// Waits until no VM is alive.
     pub async fn idle(&self) {
+        drop(self.outliving.write().await);
         // The slots never close.
         let _all = self.slots.acquire_many(self.n_slots).await;
     }
