@@ -15,7 +15,7 @@ use neoc::{
     capability::{Capabilities, module::Folder},
     limits::RateLimiter,
     policy::{self, Preemption, Rate, workers::Grant},
-    runtime::{CpuBudget, Effects, Failure, Job, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, Failure, GUEST, Job, Runtime, Settings, Share, Source},
     script_log::{BYTES_PER_SECOND, Quota, ScriptLog},
 };
 use neoc_abi::event::{Event, Finish, Mode, Module, Request};
@@ -337,10 +337,10 @@ fn dropping_a_request_ends_its_workers() {
 
 #[test]
 fn a_cancelled_worker_is_gone_when_its_cancel_is_seen() {
-    // At fifty moments of a worker's life.
+    // At thirty moments of a worker's life.
     let handler = "local task, workers = require('std:task'), require('std:workers')
         return function()
-            for i = 1, 50 do
+            for i = 1, 30 do
                 local t = task.spawn(workers.run, './m')
                 for _ = 1, i do task.wait(0) end
                 task.cancel(t)
@@ -417,7 +417,13 @@ struct Sandbox {
 impl Sandbox {
     fn start(preemption: Preemption) -> Self {
         let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let settings = Settings { instances: 16, workers: NonZeroUsize::new(2), cache_dir: cache_dir(), preemption };
+        let settings = Settings {
+            instances: 16,
+            workers: NonZeroUsize::new(2),
+            cache_dir: cache_dir(),
+            preemption,
+            guest: GUEST.into(),
+        };
         let runtime = Arc::new(Runtime::start(&settings, io.handle()).unwrap());
         let mut tenant = policy::Tenant::without_grants("test", Path::new("test.luau"));
         tenant.allow.workers = Some(Grant { count: NonZeroU32::new(4).unwrap(), line: 1 });

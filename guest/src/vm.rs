@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Table, Value};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, SPARE_BYTES, ScriptError, Start};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
 use neoc_abi::workers::Work;
@@ -94,8 +94,14 @@ impl Vm {
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
-        let top_level = module::compile(&self.lua, &entry.name, &entry.source, None)
-            .map_err(|error| failure::from_message(error.message))?;
+        let compile = |entry: &Module| {
+            let compiled = module::compile(&self.lua, &entry.name, &entry.source, None);
+            compiled.map_err(|error| failure::from_message(error.message))
+        };
+        #[cfg(feature = "conformance")]
+        let top_level = crate::conformance::entry(&self.lua, &entry, compile)?;
+        #[cfg(not(feature = "conformance"))]
+        let top_level = compile(&entry)?;
         match mode {
             Mode::Check => Ok(Entry::Absent),
             Mode::Script => Ok(Entry::Script(top_level)),
@@ -243,6 +249,11 @@ impl Vm {
             if let Some(finish) = self.finish.take() {
                 self.log_unawaited();
                 host::finish(&finish);
+                // What was detached begins when the host calls again, with a budget of its own.
+                scheduler::begin_detached();
+                if scheduler::n_alive() > 0 {
+                    break;
+                }
             }
             if scheduler::n_alive() == 0 {
                 self.end();
@@ -274,6 +285,7 @@ impl Vm {
 
     /// Drops the tasks that are left, and stops their operations.
     fn end(&mut self) {
+        self.log_unawaited();
         self.running = false;
         scheduler::close();
         operation::set_open(false);

@@ -11,7 +11,7 @@ use crate::{
     capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
     request_id,
-    runtime::{CpuBudget, Effects, Job, LoadError, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, GUEST, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
     tenant::chunk_name,
 };
@@ -45,7 +45,8 @@ pub fn main(arguments: Arguments) -> super::Result {
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
     let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
     let workers = tenant.allow.workers.as_ref().map_or(0, |grant| grant.count.get());
-    let settings = Settings { instances: INSTANCES + workers, workers: None, cache_dir, preemption };
+    let instances = INSTANCES + workers;
+    let settings = Settings { instances, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let broker = Arc::new(Broker::new([&tenant]));
     let capabilities = Arc::new(match &host {

@@ -21,8 +21,9 @@ use super::preempt::Target;
 /// CPU time that the VMs of one request may use together, and what they have used of it.
 #[derive(Debug)]
 pub struct CpuBudget {
-    total: Duration,
-    /// How much may be used until the VMs are killed: `total`, until it is renewed.
+    /// What was given last.
+    last_given_nanoseconds: AtomicU64,
+    /// How much may be used until the VMs are killed.
     limit_nanoseconds: AtomicU64,
     used_nanoseconds: AtomicU64,
     /// Whether several VMs charge it.
@@ -49,16 +50,16 @@ impl CpuBudget {
     /// A budget with nothing used.
     pub fn new(total: Duration) -> Arc<Self> {
         Arc::new(Self {
-            total,
+            last_given_nanoseconds: AtomicU64::new(nanoseconds(total)),
             limit_nanoseconds: AtomicU64::new(nanoseconds(total)),
             used_nanoseconds: AtomicU64::new(0),
             is_shared: AtomicBool::new(false),
         })
     }
 
-    /// All that there was at the start.
-    pub fn total(&self) -> Duration {
-        self.total
+    /// What was given last, for messages.
+    pub fn last_given(&self) -> Duration {
+        Duration::from_nanos(self.last_given_nanoseconds.load(Ordering::Relaxed))
     }
 
     /// CPU time of all slices so far, as far as they are charged.
@@ -74,6 +75,7 @@ impl CpuBudget {
     /// Gives `budget` from now on, whatever was used before.
     pub fn renew(&self, budget: Duration) {
         let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        self.last_given_nanoseconds.store(nanoseconds(budget), Ordering::Relaxed);
         self.limit_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
     }
 
@@ -234,7 +236,7 @@ mod tests {
         assert!(one.exceeds_at(150));
         budget.renew(Duration::from_nanos(10));
         assert!(!one.exceeds_at(155) && !other.exceeds_at(5) && other.exceeds_at(6));
-        assert_eq!(budget.total(), Duration::from_nanos(100));
+        assert_eq!(budget.last_given(), Duration::from_nanos(10));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod vm;
 mod workers;
 
 use std::{
+    borrow::Cow,
     io,
     num::NonZeroUsize,
     path::PathBuf,
@@ -41,12 +42,12 @@ use neoc_abi::{
     event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
     log::{Level, Record},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
-pub use image::ImageError;
+pub use image::{GUEST, ImageError};
 pub use meter::CpuBudget;
 pub use scheduler::Share;
 pub use state::Effects;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// How running VMs are stopped.
     pub preemption: Preemption,
+    /// The VM, as a wasm module: [`GUEST`], unless a test needs another build of it.
+    pub guest: Cow<'static, [u8]>,
 }
 
 /// Why the runtime does not start.
@@ -118,6 +121,8 @@ pub struct Runtime {
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
     n_slots: u32,
+    /// Held to read by whoever sees detached tasks to their end.
+    outliving: Arc<RwLock<()>>,
 }
 
 /// A script to load.
@@ -177,7 +182,7 @@ impl Runtime {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
+        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
@@ -200,7 +205,7 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances })
+        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -268,7 +273,13 @@ impl Runtime {
             return Ok(ended);
         }
         match detach {
-            Some(grant) if ended.has_detached => drop(tokio::spawn(outlive(work, grant.wall, log))),
+            Some(grant) if ended.has_detached => {
+                let seen = Arc::clone(&self.outliving).read_owned().await;
+                tokio::spawn(async move {
+                    outlive(work, grant.wall, log).await;
+                    drop(seen);
+                });
+            }
             // The VM is dropped before the answer goes out: what follows finds its slot free.
             _ => drop(work.await),
         }
@@ -277,6 +288,7 @@ impl Runtime {
 
     /// Waits until no VM is alive.
     pub async fn idle(&self) {
+        drop(self.outliving.write().await);
         // The slots never close.
         let _all = self.slots.acquire_many(self.n_slots).await;
     }
@@ -305,7 +317,7 @@ impl Runtime {
         // First here, so dropped last: a worker's place is free when nothing of its VM is left.
         let _held = job.effects.take_held();
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.total());
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
         let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
@@ -321,6 +333,9 @@ impl Runtime {
                 // Without a grant the broker let no task be detached. What waits all the same has no business to.
                 let Some(grant) = &detach else { return Ok(()) };
                 cpu.renew(grant.cpu);
+                if n_waiting > 0 {
+                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                }
             }
             if n_waiting == 0 {
                 return Ok(());
