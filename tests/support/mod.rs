@@ -1,7 +1,8 @@
-//! A running host, an upstream, an HTTP client.
+//! A running host, a sandbox without a host, an upstream, an HTTP client.
 
 pub mod client;
 pub mod host;
+pub mod sandbox;
 pub mod upstream;
 
 use std::{

@@ -7,7 +7,7 @@ use neoc_abi::event::Mode;
 
 use super::{default_cache_dir, load_policy, logging};
 use crate::{
-    runtime::{Runtime, Settings},
+    runtime::{GUEST, Runtime, Settings},
     tenant::Tenant,
 };
 
@@ -29,12 +29,13 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = policy.host.cache_dir.clone().unwrap_or_else(default_cache_dir);
     let preemption = policy.host.preemption;
-    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let mut n_problems = 0;
     io.block_on(async {
         for tenant in &policy.tenants {
-            if let Err(problem) = Tenant::load(Arc::clone(tenant), &runtime, Mode::Check).await {
+            let data_dir = &policy.host.data_dir;
+            if let Err(problem) = Tenant::load(Arc::clone(tenant), data_dir, &runtime, Mode::Check).await {
                 eprintln!("{}: {problem}", arguments.policy.display());
                 n_problems += 1;
             }

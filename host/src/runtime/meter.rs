@@ -22,6 +22,8 @@ use super::preempt::Target;
 #[derive(Debug)]
 pub struct CpuMeter {
     budget_nanoseconds: AtomicU64,
+    /// The part of the budget that was given last.
+    last_budget_nanoseconds: AtomicU64,
     used_nanoseconds: AtomicU64,
     /// The worker's CPU clock when the slice began.
     slice_start_nanoseconds: AtomicU64,
@@ -37,6 +39,7 @@ impl CpuMeter {
     pub fn new(budget: Duration) -> Arc<Self> {
         Arc::new(Self {
             budget_nanoseconds: AtomicU64::new(nanoseconds(budget)),
+            last_budget_nanoseconds: AtomicU64::new(nanoseconds(budget)),
             used_nanoseconds: AtomicU64::new(0),
             slice_start_nanoseconds: AtomicU64::new(0),
         })
@@ -50,7 +53,13 @@ impl CpuMeter {
     /// Gives a new budget from now on, between two slices.
     pub fn renew(&self, budget: Duration) {
         let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        self.last_budget_nanoseconds.store(nanoseconds(budget), Ordering::Relaxed);
         self.budget_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
+    }
+
+    /// The budget that was given last, for messages.
+    pub fn last_budget(&self) -> Duration {
+        Duration::from_nanos(self.last_budget_nanoseconds.load(Ordering::Relaxed))
     }
 
     fn budget(&self) -> u64 {

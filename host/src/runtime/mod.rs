@@ -28,6 +28,7 @@ mod tenant_image;
 mod vm;
 
 use std::{
+    borrow::Cow,
     io,
     num::NonZeroUsize,
     path::PathBuf,
@@ -39,12 +40,12 @@ use neoc_abi::{
     event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
     log::{Level, Record},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
-pub use image::ImageError;
+pub use image::{GUEST, ImageError};
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
@@ -53,10 +54,11 @@ use self::{
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
     scheduler::Scheduler,
-    state::State,
+    state::{Reach, State},
     vm::{Preempt, Vm},
 };
 use crate::{
+    capability::module::Folder,
     policy::{Preemption, detach},
     script_log::ScriptLog,
 };
@@ -82,6 +84,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// How running VMs are stopped.
     pub preemption: Preemption,
+    /// The VM, as a wasm module: [`GUEST`], unless a test needs another build of it.
+    pub guest: Cow<'static, [u8]>,
 }
 
 /// Why the runtime does not start.
@@ -114,6 +118,8 @@ pub struct Runtime {
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
     n_slots: u32,
+    /// Held to read by whoever sees detached tasks to their end.
+    outliving: Arc<RwLock<()>>,
 }
 
 /// A script to load.
@@ -125,6 +131,8 @@ pub struct Source {
     pub mode: Mode,
     /// Memory that a VM of it may have, in bytes.
     pub memory_bytes: usize,
+    /// Where its own modules are.
+    pub modules: Arc<Folder>,
 }
 
 /// One piece of work for a VM.
@@ -171,7 +179,7 @@ impl Runtime {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
+        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
@@ -194,7 +202,7 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances })
+        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -217,7 +225,8 @@ impl Runtime {
                 mode: source.mode,
                 heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
             };
-            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, None);
+            let reach = Reach::Modules(source.modules);
+            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, reach);
             let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
             match vm.load(&bundle).await.map_err(failed)? {
                 Finish::Failed(error) => Err(LoadError::Script(error)),
@@ -257,7 +266,13 @@ impl Runtime {
             return Ok(ended);
         }
         match detach {
-            Some(grant) if ended.has_detached => drop(tokio::spawn(outlive(work, grant.wall, log))),
+            Some(grant) if ended.has_detached => {
+                let seen = Arc::clone(&self.outliving).read_owned().await;
+                tokio::spawn(async move {
+                    outlive(work, grant.wall, log).await;
+                    drop(seen);
+                });
+            }
             // The VM is dropped before the answer goes out: what follows finds its slot free.
             _ => drop(work.await),
         }
@@ -266,6 +281,7 @@ impl Runtime {
 
     /// Waits until no VM is alive.
     pub async fn idle(&self) {
+        drop(self.outliving.write().await);
         // The slots never close.
         let _all = self.slots.acquire_many(self.n_slots).await;
     }
@@ -292,9 +308,9 @@ impl Runtime {
     /// the script ended goes to `end`, before the tasks that were detached go on.
     async fn drive(self: Arc<Self>, job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
         let meter = CpuMeter::new(cpu);
-        let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, meter.last_budget());
+        let state = State::new(memory_bytes, Arc::clone(&meter), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
         let mut n_waiting = vm.start(&start).await.map_err(failed)?;
@@ -308,6 +324,9 @@ impl Runtime {
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached.
                 meter.renew(detach.as_ref().map_or(Duration::ZERO, |grant| grant.cpu));
+                if n_waiting > 0 {
+                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                }
             }
             if n_waiting == 0 {
                 return Ok(());
@@ -347,7 +366,7 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
 /// The memory of a VM with no script in it, and where its interrupt is.
 fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), None);
+    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), Reach::Nothing);
     runtime.block_on(async {
         let mut vm = Vm::instantiate(image, preempt, state).await?;
         let memory = vm.memory()?.to_vec();
