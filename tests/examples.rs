@@ -31,7 +31,7 @@ fn demo() -> (tempfile::TempDir, Host) {
 }
 
 #[test]
-fn the_demo_serves_its_four_tenants() {
+fn the_demo_serves_its_five_tenants() {
     let (_folder, host) = demo();
     assert_eq!(host.get("/hello?name=Ada").body, "Hello, Ada!\n");
     assert_eq!((host.get("/counter").body, host.get("/counter").body), ("visit 1\n".into(), "visit 2\n".into()));
@@ -42,6 +42,7 @@ fn the_demo_serves_its_four_tenants() {
     assert_eq!(host.get("/notes").body, "{\"notes\":[\"shopping\"]}\n");
     assert_eq!(host.get("/notes/absent").status, 404);
     assert_eq!(host.get("/notes/a/b").status, 404);
+    assert_eq!(host.get("/primes?below=2000").body, "303 primes below 2000\n");
 }
 
 #[test]

@@ -13,6 +13,7 @@
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
+//! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
 //! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -29,3 +30,4 @@ mod modules;
 mod preemption;
 mod support;
 mod tasks;
+mod workers;

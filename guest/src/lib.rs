@@ -16,6 +16,7 @@
 //! | [`stdlib`] | the modules that a script may `require`, one file each |
 //! | [`module`] | `require`, and the tenant's own modules |
 //! | [`sandbox`] | what a script may see |
+//! | [`value`] | values on their way to another VM and from it |
 //! | [`request`] | a request as a table, and the handler's answer |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
 //! | [`memory`], `allocator` | the heap, and what to do when it is full |
@@ -37,6 +38,7 @@ mod scheduler;
 mod stdlib;
 #[cfg(test)]
 mod tests;
+mod value;
 mod vm;
 
 mod exports {

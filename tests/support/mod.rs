@@ -11,7 +11,7 @@ use std::{
 };
 
 /// How long a test waits for what should happen at once. Generous: only a failing test takes it.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// The program under test. Its compiled image is cached below the build folder, so that only the
 /// first test of a fresh clone compiles it.

@@ -11,7 +11,7 @@ use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
     policy::{Preemption, Tenant},
-    runtime::{Effects, Ended, Failure, Job, LoadError, Runtime, Settings, Share, SharedImage, Source},
+    runtime::{CpuBudget, Effects, Ended, Failure, Job, LoadError, Runtime, Settings, Share, SharedImage, Source},
     script_log::ScriptLog,
 };
 use neoc_abi::event::{Event, Mode, Module};
@@ -62,7 +62,7 @@ impl Sandbox {
             image: Arc::clone(image),
             event: Event::Run(vec![]),
             memory_bytes: self.memory_bytes,
-            cpu,
+            cpu: CpuBudget::new(cpu),
             wall: Duration::from_secs(60),
             log: ScriptLog::discard(),
             effects,
