@@ -195,6 +195,39 @@ fn stalls_on_top_of_each_other_are_bounded() {
 }
 
 #[test]
+fn as_many_tasks_as_like_may_wait_for_the_host_where_luau_cannot_yield() {
+    check_coroutine(
+        "local tasks = {}
+         for i = 1, 20 do
+             tasks[i] = task.spawn(function()
+                 task.wait(0)
+                 local function wait() task.wait(1) return i end
+                 local t = setmetatable({}, { __index = function(_, key)
+                     return if key == 'coroutine' then coroutine.wrap(wait)() else wait()
+                 end })
+                 return t.coroutine + t.plain
+             end)
+         end
+         local sum = 0
+         for _, result in task.await_all(tasks) do sum += result end
+         print(sum)",
+        "420",
+    );
+    // So they may on top of as many calls as can wait for tasks.
+    check_coroutine(
+        "local function nest(depth)
+             local t = setmetatable({}, { __index = function()
+                 if depth > 8 then return task.wait(1) end
+                 return 1 + task.await(task.defer(nest, depth + 1))
+             end })
+             return t.x
+         end
+         print(nest(1))",
+        "9",
+    );
+}
+
+#[test]
 fn waiting_works_inside_protected_calls_and_iterators() {
     check_coroutine(
         "print(pcall(function() return task.wait(1) end))
