@@ -141,7 +141,25 @@ LUAU = [
     ),
 ]
 
-CHANGES = {"mlua": MLUA, "luau0-src": LUAU}
+MLUA_SYS = [
+    # Compiling throws where there is no memory for it, and may give nothing. The one would leave a pointer
+    # that was never written for the collector to free, the other have Luau read bytecode from address 0.
+    (
+        "src/luau/compat.rs",
+        "        let data = luau_compile_(data, size, ptr::null_mut(), &mut size);\n"
+        "        ptr::write(data_ud, data);\n",
+        "        ptr::write(data_ud, ptr::null_mut());\n"
+        "        let data = luau_compile_(data, size, ptr::null_mut(), &mut size);\n"
+        "        ptr::write(data_ud, data);\n"
+        "        if data.is_null() {\n"
+        "            lua_pushstring(L, cstr!(\"not enough memory\"));\n"
+        "            lua_replace(L, -2);\n"
+        "            return LUA_ERRMEM;\n"
+        "        }\n",
+    ),
+]
+
+CHANGES = {"mlua": MLUA, "mlua-sys": MLUA_SYS, "luau0-src": LUAU}
 
 
 def main(metadata, folder):

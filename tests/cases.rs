@@ -5,6 +5,7 @@
 //! | `main.luau` | the script |
 //! | `expected.toml` | how it is run and what must come of it, see [`Expected`] |
 //! | `policy.toml` | tables of tenant `case`, optional; `UPSTREAM` stands for a test server's address |
+//! | any other | lies beside the script, in folders as here: its modules |
 
 use std::{
     fs,
@@ -25,7 +26,7 @@ struct Expected {
     run: Option<ExpectedRun>,
     /// As a tenant of a running host.
     host: Option<ExpectedHost>,
-    /// What lies in the tenant's data folder beforehand.
+    /// What lies in the data folder beforehand, or beside the script.
     #[serde(default)]
     setup: Vec<Setup>,
 }
@@ -60,6 +61,9 @@ struct ExpectedHost {
 struct Setup {
     /// Below the data folder.
     path: String,
+    /// The path is below the script's folder instead.
+    #[serde(default)]
+    beside_script: bool,
     /// A file with this content.
     file: Option<String>,
     /// A symbolic link to this.
@@ -115,9 +119,9 @@ fn check(case: &Path) -> Vec<String> {
 fn check_run(case: &Path, expected: &ExpectedRun, setup: &[Setup]) -> Vec<String> {
     let (folder, _upstream) = prepare(case, setup);
     let mut command = neoc();
-    command.current_dir(folder.path()).args(["run", "main.luau"]);
+    command.current_dir(folder.path().join("scripts")).args(["run", "main.luau"]);
     if case.join("policy.toml").exists() {
-        command.args(["--policy", "policy.toml", "--tenant", "case"]);
+        command.args(["--policy", "../policy.toml", "--tenant", "case"]);
     }
     let got = output(command.arg("--").args(&expected.arguments));
     let mut problems = Vec::new();
@@ -159,22 +163,21 @@ fn missing(what: &str, text: &str, parts: &[String]) -> Option<String> {
     (!missing.is_empty()).then(|| format!("{what} lacks {missing:?}:\n{text}"))
 }
 
-/// A folder with the case's script and a whole policy: the case's tenant, and a canary beside it.
+/// A folder with a whole policy: the case's tenant with its script in `scripts`, and a canary beside it.
 fn prepare(case: &Path, setup: &[Setup]) -> (tempfile::TempDir, Upstream) {
     let (folder, upstream) = (tempfile::tempdir().unwrap(), Upstream::start());
     let address = upstream.address.to_string();
-    let script = fs::read_to_string(case.join("main.luau")).unwrap().replace("UPSTREAM", &address);
-    fs::write(folder.path().join("main.luau"), script).unwrap();
+    copy_scripts(case, &folder.path().join("scripts"), &address);
     fs::write(folder.path().join("canary.luau"), CANARY).unwrap();
     let tables = fs::read_to_string(case.join("policy.toml")).unwrap_or_default().replace("UPSTREAM", &address);
     let policy = format!(
         "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 16\n\n\
          [tenant.canary]\nscript = \"canary.luau\"\nroutes = [\"/canary\"]\n\n\
-         [tenant.case]\nscript = \"main.luau\"\nroutes = [\"/case/*\"]\n\n{tables}"
+         [tenant.case]\nscript = \"scripts/main.luau\"\nroutes = [\"/case/*\"]\n\n{tables}"
     );
     fs::write(folder.path().join("policy.toml"), policy).unwrap();
-    for Setup { path, file, symlink, fifo } in setup {
-        let path = folder.path().join("data").join(path);
+    for Setup { path, beside_script, file, symlink, fifo } in setup {
+        let path = folder.path().join(if *beside_script { "scripts" } else { "data" }).join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         if let Some(content) = file {
             fs::write(&path, content).unwrap();
@@ -188,4 +191,18 @@ fn prepare(case: &Path, setup: &[Setup]) -> (tempfile::TempDir, Upstream) {
         }
     }
     (folder, upstream)
+}
+
+/// Copies a case's script and its modules.
+fn copy_scripts(from: &Path, to: &Path, address: &str) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        if path.is_dir() {
+            copy_scripts(&path, &to.join(name), address);
+        } else if name != "expected.toml" && name != "policy.toml" {
+            let text = fs::read_to_string(&path).unwrap().replace("UPSTREAM", address);
+            fs::write(to.join(name), text).unwrap();
+        }
+    }
 }

@@ -39,6 +39,13 @@ fn the_demo_serves_its_four_tenants() {
 }
 
 #[test]
+fn the_receipt_is_made_by_modules() {
+    let script = repository().join("examples/modules/main.luau");
+    let got = output(neoc().arg("run").arg(script));
+    assert_eq!(got.stdout, "2 tea         4.80\n1 cake        3.15\ntotal         7.95\n", "{}", got.stderr);
+}
+
+#[test]
 fn the_word_counter_counts_its_arguments() {
     let script = repository().join("examples/words/main.luau");
     let got = output(neoc().arg("run").arg(script).args(["--", "a b a"]));

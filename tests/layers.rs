@@ -112,7 +112,7 @@ fn every_module_of_the_library_is_a_layer() {
 
 #[test]
 fn each_capability_has_one_file_in_each_layer() {
-    for capability in ["detach", "fs", "http", "kv", "time"] {
+    for capability in ["detach", "fs", "http", "kv", "module", "time"] {
         for layer in ["guest/abi/src", "host/src/broker", "host/src/capability"] {
             let file = repository().join(layer).join(format!("{capability}.rs"));
             assert!(file.exists(), "{}", file.display());

@@ -9,6 +9,7 @@
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
+//! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`support`] | a running host, an upstream, an HTTP client |
 
@@ -21,5 +22,6 @@ mod denials;
 mod examples;
 mod host;
 mod layers;
+mod modules;
 mod preemption;
 mod support;

@@ -11,7 +11,7 @@ use std::{
 
 use neoc::{
     broker::Broker,
-    capability::Capabilities,
+    capability::{Capabilities, module::Folder},
     policy::{Preemption, Tenant},
     runtime::{Effects, Ended, Failure, Job, Runtime, Settings, Share, SharedImage, Source},
     script_log::ScriptLog,
@@ -43,6 +43,11 @@ fn share() -> Share {
     Share { tenant: "test".into(), weight: NonZeroU32::MIN }
 }
 
+/// None of these scripts requires anything.
+fn no_modules() -> Arc<Folder> {
+    Arc::new(Folder::of_script(std::path::Path::new("absent/test.luau"), None))
+}
+
 struct Sandbox {
     io: tokio::runtime::Runtime,
     runtime: Arc<Runtime>,
@@ -64,7 +69,7 @@ impl Sandbox {
 
     fn load(&self, script: &str) -> SharedImage {
         let entry = Module { name: "test.luau".into(), source: script.into() };
-        let source = Source { entry, mode: Mode::Script, memory_bytes: 32 << 20 };
+        let source = Source { entry, mode: Mode::Script, memory_bytes: 32 << 20, modules: no_modules() };
         let share = share();
         let loaded = self.runtime.load(&share, source, ScriptLog::discard());
         Arc::new(self.io.block_on(loaded).unwrap())
@@ -73,7 +78,8 @@ impl Sandbox {
     async fn run(&self, image: &SharedImage, cpu: Duration) -> Result<Ended, Failure> {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
-        let effects = Effects::new(Arc::clone(&self.broker), Arc::clone(&self.capabilities), caller, io);
+        let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
+        let effects = Effects::new(broker, capabilities, caller, no_modules(), io);
         let job = Job {
             share: share(),
             image: Arc::clone(image),

@@ -14,6 +14,7 @@
 //! | [`scheduler`] | tasks: who runs, who waits for whom, when all have ended |
 //! | [`failure`] | errors: as a script catches them, and as the log shows them |
 //! | [`stdlib`] | the modules that a script may `require`, one file each |
+//! | [`module`] | `require`, and the tenant's own modules |
 //! | [`sandbox`] | what a script may see |
 //! | [`request`] | a request as a table, and the handler's answer |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
@@ -25,6 +26,7 @@ mod failure;
 mod host;
 mod interrupt;
 mod memory;
+mod module;
 mod operation;
 mod request;
 mod sandbox;

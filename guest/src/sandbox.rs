@@ -4,9 +4,10 @@
 use mlua::state::{GcIncParams, GcMode};
 use std::time::Instant;
 
-use mlua::{Function, Lua, LuaOptions, StdLib, Table, Value};
+use mlua::{Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
 use crate::failure::{self, ErrorMetatable};
+use crate::module;
 use crate::scheduler::block::block_until_woken;
 use crate::stdlib;
 use neoc_abi::{ErrorKind, OperationError};
@@ -39,7 +40,7 @@ pub fn new_vm() -> mlua::Result<(Lua, Table)> {
     let lua = Lua::new_with(StdLib::ALL_SAFE, LuaOptions::default())?;
     let prelude = load_prelude(&lua)?;
     let modules = stdlib::install(&lua, &prelude)?;
-    prelude.get::<Function>("set_modules")?.call::<()>(modules)?;
+    module::install(&lua, &prelude, &modules)?;
     close(&lua)?;
     lua.gc_set_mode(GcMode::Incremental(GcIncParams::default().step_size(GC_STEP_KIBIBYTES)));
     Ok((lua, prelude))
@@ -52,7 +53,10 @@ fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
     raw.set("error_line", lua.create_function(|_, error: Table| Ok(failure::error_line(&error)))?)?;
     raw.set(
         "invalid",
-        lua.create_function(|lua, message: String| failure::error_table(lua, OperationError::invalid(message)))?,
+        // What a script wrote may be part of the message, and need not be text.
+        lua.create_function(|lua, message: LuaString| {
+            failure::error_table(lua, OperationError::invalid(message.to_string_lossy()))
+        })?,
     )?;
     raw.set("error", lua.create_function(error)?)?;
     raw.set("freeze", lua.create_function(freeze)?)?;

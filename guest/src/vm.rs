@@ -3,17 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use mlua::chunk::ChunkMode;
-use mlua::{Function, Lua, MultiValue, Table, Value};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
+use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Table, Value};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
 
 use crate::scheduler::{Ownership, cancel, wait};
-use crate::{failure, host, interrupt, operation, request, sandbox, scheduler};
-
-/// Longest source text, in bytes. Compiling costs far more memory than the text has.
-const MAX_SOURCE_BYTES: usize = 512 * 1024;
+use crate::{failure, host, interrupt, module, operation, request, sandbox, scheduler};
 
 /// A VM, and what it is busy with.
 pub struct Vm {
@@ -26,6 +22,8 @@ pub struct Vm {
     running: bool,
     /// Where the first task leaves its end.
     finish: Rc<RefCell<Option<Finish>>>,
+    /// Whether there was a start before.
+    used: bool,
     /// See [`interrupt`].
     interrupt: *const (),
 }
@@ -53,7 +51,7 @@ impl Vm {
         #[cfg(target_arch = "wasm32")]
         crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
-        Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), interrupt })
+        Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), used: false, interrupt })
     }
 
     /// Where Luau's interrupt is.
@@ -80,37 +78,19 @@ impl Vm {
     }
 
     fn load_bundle(&self, bundle: Bundle) -> Result<Entry, ScriptError> {
-        let Bundle { entry: module, mode, heap_bytes } = bundle;
+        let Bundle { entry, mode, heap_bytes } = bundle;
         // 0 would be no limit at all.
         let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
-        let top_level = self.compile(&module)?;
+        self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
+        let top_level = module::compile(&self.lua, &entry.name, &entry.source, None)
+            .map_err(|error| failure::from_message(error.message))?;
         match mode {
             Mode::Check => Ok(Entry::Absent),
             Mode::Script => Ok(Entry::Script(top_level)),
-            Mode::Handler => self.handler(&module.name, top_level).map(Entry::Handler),
+            Mode::Handler => self.handler(&entry.name, top_level).map(Entry::Handler),
         }
-    }
-
-    /// Compiles source text. Bytecode never gets as far as Luau, which trusts it.
-    fn compile(&self, module: &Module) -> Result<Function, ScriptError> {
-        let Module { name, source } = module;
-        if source.len() > MAX_SOURCE_BYTES {
-            let message = format!("{name}: the source has {} bytes, and {MAX_SOURCE_BYTES} is the most", source.len());
-            return Err(failure::from_message(message));
-        }
-        if source.first().is_some_and(|&first| first < 0x20 && !b"\t\n\r".contains(&first)) {
-            return Err(failure::from_message(format!("{name}: not a source text")));
-        }
-        let chunk = self.lua.load(source.as_slice()).set_name(format!("={name}")).set_mode(ChunkMode::Text);
-        chunk.into_function().map_err(|error| {
-            let message = failure::describe_error(&error);
-            // Luau's compiler allocates beside the script's heap, by C++'s operator new.
-            let message =
-                if message == "std::bad_alloc" { format!("{name}: not enough memory to compile it") } else { message };
-            failure::from_message(message)
-        })
     }
 
     /// Runs the top level, which returns the handler. Effects are refused meanwhile.
@@ -121,12 +101,22 @@ impl Vm {
             other => other.clone(),
         };
         match handler {
-            Value::Function(handler) => Ok(handler),
+            Value::Function(handler) => {
+                self.call_prelude("end_entry", returned)?;
+                Ok(handler)
+            }
             _ => Err(failure::from_message(format!(
                 "{name}: must return a handler: function(request) ... end, or a table with it under http; got {}",
                 returned.type_name()
             ))),
         }
+    }
+
+    /// Calls a function of the prelude that does not call a script's.
+    fn call_prelude(&self, name: &str, arguments: impl IntoLuaMulti) -> Result<(), ScriptError> {
+        let function = self.prelude.raw_get::<Function>(name);
+        let called = function.and_then(|function| function.call::<()>(arguments));
+        called.map_err(|error| failure::from_message(failure::describe_error(&error)))
     }
 
     fn protect(&self, function: Function) -> Result<Value, ScriptError> {
@@ -140,6 +130,10 @@ impl Vm {
 
     /// Starts the work of an event and runs until all tasks wait. Gives how many do.
     pub fn start(&mut self, bytes: &[u8]) -> usize {
+        if std::mem::replace(&mut self.used, true) {
+            // It cannot fail but for memory, and then the start does as well.
+            let _ = self.call_prelude("forget_loads", ());
+        }
         let started = match wire::decode(bytes) {
             Ok(start) => self.start_event(start),
             Err(_) => Err("the event cannot be read".to_owned()),

@@ -12,6 +12,7 @@ pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
+pub mod module;
 pub mod time;
 
 use std::{
@@ -68,6 +69,8 @@ pub enum Permit {
     Time(time::Permit),
     /// For [`crate::capability::detach`].
     Detach(detach::Permit),
+    /// For [`crate::capability::module`].
+    Module(module::Permit),
 }
 
 /// Why there is no permit.
@@ -113,6 +116,7 @@ impl Broker {
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
             Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
+            Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
         });
         self.audit(caller, capability, &target, decided)
     }
@@ -156,6 +160,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
         Operation::Detach(neoc_abi::detach::Operation::Begin) => ("detach", "task".to_owned()),
+        Operation::Module(operation) => ("module", operation.paths().first().cloned().unwrap_or_default()),
     }
 }
 

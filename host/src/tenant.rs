@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use neoc_abi::event::{Mode, Module, ScriptError};
 
 use crate::{
+    capability::module::Folder,
     limits::RateLimiter,
     policy::{self, Rate},
     runtime::{Failure, LoadError, Runtime, Share, SharedImage, Source},
@@ -21,6 +22,8 @@ pub struct Tenant {
     pub policy: Arc<policy::Tenant>,
     /// Its script.
     pub image: SharedImage,
+    /// Its script's own modules.
+    pub modules: Arc<Folder>,
     /// Inbound requests.
     pub requests: RateLimiter,
     /// Its share of the log.
@@ -59,38 +62,45 @@ pub enum ScriptProblem {
 }
 
 impl Tenant {
-    /// Reads and loads the tenant's script.
+    /// Reads and loads the tenant's script. What lies in `data_dir` is no module of it.
     ///
     /// # Errors
     /// See [`ScriptProblem`].
-    pub async fn load(policy: Arc<policy::Tenant>, runtime: &Arc<Runtime>, mode: Mode) -> Result<Self, ScriptProblem> {
+    pub async fn load(
+        policy: Arc<policy::Tenant>,
+        data_dir: &Path,
+        runtime: &Arc<Runtime>,
+        mode: Mode,
+    ) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
         let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
         let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
-        let source = read(&policy, mode, &key)?;
+        let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
+        let source = read(&policy, Arc::clone(&modules), mode, &key)?;
         let image = runtime.load(&share, source, log).await.map_err(|error| match error {
             LoadError::Script(error) => ScriptProblem::Broken { key, error },
             LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
         })?;
         tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
         let requests = RateLimiter::new(policy.limits.requests);
-        Ok(Self { name, share, image: Arc::new(image), requests, log_quota, policy })
+        Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy })
     }
 }
 
-fn read(policy: &policy::Tenant, mode: Mode, key: &str) -> Result<Source, ScriptProblem> {
+fn read(policy: &policy::Tenant, modules: Arc<Folder>, mode: Mode, key: &str) -> Result<Source, ScriptProblem> {
     let source = fs::read(&policy.script).map_err(|source| ScriptProblem::Unreadable {
         key: key.to_owned(),
         path: policy.script.display().to_string(),
         source,
     })?;
     let memory_bytes = usize::try_from(policy.limits.memory_bytes).unwrap_or(usize::MAX);
-    Ok(Source { entry: Module { name: chunk_name(&policy.script), source }, mode, memory_bytes })
+    Ok(Source { entry: Module { name: chunk_name(&policy.script), source }, mode, memory_bytes, modules })
 }
 
-/// The name in tracebacks: the file's own, because a script's author knows no folder of the host's.
-fn chunk_name(script: &Path) -> String {
+/// A script's name in tracebacks: like that of its modules, the way from its folder. Its author knows no
+/// folder of the host's.
+pub fn chunk_name(script: &Path) -> String {
     script.file_name().unwrap_or(script.as_os_str()).to_string_lossy().into_owned()
 }

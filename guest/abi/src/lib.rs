@@ -8,7 +8,7 @@
 //! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`] | operation and reply of one capability each |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -20,6 +20,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod log;
+pub mod module;
 pub mod time;
 pub mod wire;
 
@@ -40,6 +41,8 @@ pub enum Operation {
     Time(time::Operation),
     /// `task.detach` of `std:task`.
     Detach(detach::Operation),
+    /// `require`.
+    Module(module::Operation),
 }
 
 /// The result of an [`Operation`]; the variants match.
@@ -55,6 +58,8 @@ pub enum Reply {
     Time(time::Reply),
     /// To [`Operation::Detach`].
     Detach(detach::Reply),
+    /// To [`Operation::Module`].
+    Module(module::Reply),
 }
 
 /// How an operation ended.

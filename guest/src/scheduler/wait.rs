@@ -5,7 +5,8 @@
 //! is nowhere listed any more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::task::{Poll, Waker};
 
 use neoc_abi::OperationError;
@@ -151,13 +152,25 @@ pub async fn all_to_end(api: &str, ids: &[u32], seconds: Option<f64>) -> Result<
     Ok(ended)
 }
 
-/// Waits in a line for as long as it takes `owner`, a task, to wake it.
+/// Waits in a line for as long as it takes `owner`, a task, to wake it or to end.
 ///
 /// # Errors
 /// As [`first_to_end`].
 pub async fn wait_for_owner(api: &str, line: u32, owner: u32) -> Result<(), OperationError> {
+    operation::check_open(api)?;
+    cancel::refuse().await?;
+    if TASKS.with_borrow(|tasks| !tasks.alive.contains_key(&owner)) {
+        return Ok(());
+    }
     let _edge = Edge::new(api, owner)?;
-    wait_in(api, line, None).await?;
+    let (in_line, at_end) = (Ticket::new(Listed::Line(line), 1), Ticket::new(Listed::Ends(vec![owner]), 1));
+    let (mut woken, mut ended) = (pin!(in_line.end(api)), pin!(at_end.end(api)));
+    poll_fn(|context| match woken.as_mut().poll(context) {
+        Poll::Ready(woken) => Poll::Ready(woken.map(drop)),
+        // A cancelled task that does not listen ends without a word.
+        Poll::Pending => ended.as_mut().poll(context).map(|ended| ended.map(drop)),
+    })
+    .await?;
     cancel::check()
 }
 

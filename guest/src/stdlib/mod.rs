@@ -73,7 +73,9 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     for module in MODULES {
         let table = lua.create_table()?;
         for function in module.functions {
-            table.raw_set(function.name, wrap(lua, prelude, module, function)?)?;
+            // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
+            let api = format!("{}.{}", short_name(module), function.name);
+            table.raw_set(function.name, wrap(lua, prelude, &api, &function.body)?)?;
         }
         if let Some(constants) = module.constants {
             constants(lua, &table, prelude)?;
@@ -90,11 +92,13 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     Ok(modules)
 }
 
-fn wrap(lua: &Lua, prelude: &Table, module: &Module, function: &Function) -> mlua::Result<LuaFunction> {
-    // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
-    let api = format!("{}.{}", short_name(module), function.name);
+/// Makes a function that a script, or a Luau part of ours, may call; `api` is its name in messages.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body) -> mlua::Result<LuaFunction> {
     let api: Rc<str> = api.into();
-    match function.body {
+    match *body {
         Body::Local(body) => {
             let body = lua.create_function(move |lua, (a, b, c): Values| {
                 answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
@@ -137,6 +141,6 @@ fn short_name(module: &Module) -> &'static str {
 }
 
 /// The host answered with a reply to some other operation.
-fn mismatched_reply() -> Failure {
+pub fn mismatched_reply() -> Failure {
     Failure::Operation(neoc_abi::OperationError::io("the host's reply is for another operation"))
 }

@@ -6,6 +6,7 @@ mod coroutines;
 mod errors;
 mod modules;
 mod requests;
+mod require;
 mod sandboxing;
 mod tasks;
 mod waiting;
@@ -29,7 +30,9 @@ impl Guest {
     }
 
     fn load_bytes(source: &[u8], mode: Mode, heap_bytes: u64) -> (Self, Finish) {
-        SAID.set(Said { answer_wait: Some(|| wire::encode(&friendly_batch()).expect("encodes")), ..Said::default() });
+        let answer_at_once = SAID.take().answer_at_once;
+        let answer_wait: fn() -> Vec<u8> = || wire::encode(&friendly_batch()).expect("encodes");
+        SAID.set(Said { answer_at_once, answer_wait: Some(answer_wait), ..Said::default() });
         let mut vm = Vm::new().expect("a VM");
         let entry = Module { name: "main.luau".into(), source: source.to_vec() };
         vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes }).expect("encodes"));
@@ -129,6 +132,7 @@ fn answer(operation: Operation) -> Outcome {
             headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
             body: request.url.into(),
         })),
+        Operation::Module(operation) => return require::find(&operation),
         other => panic!("no answer to {other:?}"),
     })
 }

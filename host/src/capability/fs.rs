@@ -121,7 +121,7 @@ fn read(root: &Dir, relative: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Opens a regular file; anything else, a FIFO or a device, is refused at once.
-fn open_regular(root: &Dir, relative: &Path) -> io::Result<File> {
+pub(super) fn open_regular(root: &Dir, relative: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(i32::try_from(flags.bits()).unwrap_or(0));

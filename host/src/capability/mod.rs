@@ -4,6 +4,7 @@ pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
+pub mod module;
 pub mod time;
 
 use std::{io, path::PathBuf, sync::Arc};
@@ -78,16 +79,17 @@ pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
     }
 }
 
-/// Does what the permit allows. Cancelled by dropping the future.
+/// Does what the permit allows; `modules` is the folder of the tenant's script. Cancelled by dropping the future.
 ///
 /// # Errors
 /// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
-pub async fn perform(capabilities: &Capabilities, permit: Permit) -> Outcome {
+pub async fn perform(capabilities: &Capabilities, modules: &Arc<module::Folder>, permit: Permit) -> Outcome {
     match permit {
         Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
+        Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
     }
 }

@@ -34,7 +34,8 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let mut n_problems = 0;
     io.block_on(async {
         for tenant in &policy.tenants {
-            if let Err(problem) = Tenant::load(Arc::clone(tenant), &runtime, Mode::Check).await {
+            let data_dir = &policy.host.data_dir;
+            if let Err(problem) = Tenant::load(Arc::clone(tenant), data_dir, &runtime, Mode::Check).await {
                 eprintln!("{}: {problem}", arguments.policy.display());
                 n_problems += 1;
             }

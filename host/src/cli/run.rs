@@ -8,11 +8,12 @@ use neoc_abi::event::{Event, Finish, Mode, Module, ScriptError};
 use super::{default_cache_dir, load_policy, logging};
 use crate::{
     broker::Broker,
-    capability::Capabilities,
+    capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
     request_id,
     runtime::{Effects, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
+    tenant::chunk_name,
 };
 
 /// VMs of one command: the one that loads the script, the one that runs it, and room between.
@@ -49,8 +50,11 @@ pub fn main(arguments: Arguments) -> super::Result {
         Some(host) => Capabilities::open(host, std::slice::from_ref(&tenant), Arc::clone(&broker))?,
         None => Capabilities::none(Arc::clone(&broker)),
     });
-    let entry = Module { name: arguments.script.display().to_string(), source };
-    let result = io.block_on(run(&runtime, &broker, &capabilities, &tenant, entry, arguments.arguments));
+    let modules = Folder::of_script(&arguments.script, host.as_ref().map(|host| host.data_dir.as_path()));
+    let memory_bytes = usize::try_from(tenant.limits.memory_bytes)?;
+    let entry = Module { name: chunk_name(&arguments.script), source };
+    let source = Source { entry, mode: Mode::Script, memory_bytes, modules: Arc::new(modules) };
+    let result = io.block_on(run(&runtime, &broker, &capabilities, &tenant, source, arguments.arguments));
     io.shutdown_background();
     result
 }
@@ -73,12 +77,11 @@ async fn run(
     broker: &Arc<Broker>,
     capabilities: &Arc<Capabilities>,
     tenant: &Arc<Tenant>,
-    entry: Module,
+    source: Source,
     arguments: Vec<String>,
 ) -> super::Result {
     let share = Share { tenant: tenant.name.as_str().into(), weight: tenant.limits.weight };
-    let memory_bytes = usize::try_from(tenant.limits.memory_bytes)?;
-    let source = Source { entry, mode: Mode::Script, memory_bytes };
+    let (memory_bytes, modules) = (source.memory_bytes, Arc::clone(&source.modules));
     let image = match runtime.load(&share, source, ScriptLog::terminal()).await {
         Ok(image) => Arc::new(image),
         Err(LoadError::Script(error)) => return Ok(fail(&error)),
@@ -86,7 +89,7 @@ async fn run(
     };
     let caller = broker.caller(tenant, request_id::fresh()).ok_or("the tenant has no account")?;
     let io = tokio::runtime::Handle::current();
-    let effects = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, io);
+    let effects = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, modules, io);
     let job = Job {
         share,
         image,

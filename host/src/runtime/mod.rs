@@ -53,10 +53,11 @@ use self::{
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
     scheduler::Scheduler,
-    state::State,
+    state::{Reach, State},
     vm::{Preempt, Vm},
 };
 use crate::{
+    capability::module::Folder,
     policy::{Preemption, detach},
     script_log::ScriptLog,
 };
@@ -125,6 +126,8 @@ pub struct Source {
     pub mode: Mode,
     /// Memory that a VM of it may have, in bytes.
     pub memory_bytes: usize,
+    /// Where its own modules are.
+    pub modules: Arc<Folder>,
 }
 
 /// One piece of work for a VM.
@@ -217,7 +220,8 @@ impl Runtime {
                 mode: source.mode,
                 heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
             };
-            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, None);
+            let reach = Reach::Modules(source.modules);
+            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, reach);
             let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
             match vm.load(&bundle).await.map_err(failed)? {
                 Finish::Failed(error) => Err(LoadError::Script(error)),
@@ -294,7 +298,7 @@ impl Runtime {
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
         let meter = CpuMeter::new(cpu);
-        let state = State::new(memory_bytes, Arc::clone(&meter), log, Some(effects));
+        let state = State::new(memory_bytes, Arc::clone(&meter), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
         let mut n_waiting = vm.start(&start).await.map_err(failed)?;
@@ -347,7 +351,7 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
 /// The memory of a VM with no script in it, and where its interrupt is.
 fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), None);
+    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), Reach::Nothing);
     runtime.block_on(async {
         let mut vm = Vm::instantiate(image, preempt, state).await?;
         let memory = vm.memory()?.to_vec();

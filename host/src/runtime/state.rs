@@ -3,7 +3,7 @@
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
-use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, event::Finish, log::Record, wire};
+use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, event::Finish, log::Record, wire};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -17,8 +17,8 @@ use super::{
     meter::CpuMeter,
 };
 use crate::{
-    broker::{Broker, Caller},
-    capability::{self, Capabilities},
+    broker::{self, Broker, Caller, Permit},
+    capability::{self, Capabilities, module::Folder},
     script_log::ScriptLog,
 };
 
@@ -45,13 +45,23 @@ pub struct State {
     /// Longest outcome that fits into the VM, in bytes.
     max_outcome_bytes: usize,
     log: ScriptLog,
-    effects: Option<Effects>,
+    reach: Reach,
+}
+
+/// What a VM's operations can reach.
+pub enum Reach {
+    /// Nothing: there is no script in it.
+    Nothing,
+    /// While a script is loaded or checked: its own modules. They are read at once, on the script worker; a
+    /// load has nothing else to wait for, and nobody waits behind it for longer than for its computing.
+    Modules(Arc<Folder>),
+    /// All that the policy allows.
+    Effects(Effects),
 }
 
 impl State {
-    /// A state for a VM with `memory_bytes` of memory. Without `effects` each operation is refused:
-    /// so it is while a script is loaded or checked.
-    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, effects: Option<Effects>) -> Self {
+    /// A state for a VM with `memory_bytes` of memory.
+    pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, reach: Reach) -> Self {
         let wasi = WasiCtxBuilder::new()
             .monotonic_clock(CoarseMonotonic::starting_now())
             .wall_clock(CoarseWall)
@@ -71,7 +81,7 @@ impl State {
             n_stalls: 0,
             max_outcome_bytes: memory_bytes / 2,
             log,
-            effects,
+            reach,
         }
     }
 
@@ -80,14 +90,20 @@ impl State {
     }
 
     pub(super) fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
-        match &mut self.effects {
-            Some(effects) => effects.submit(id, operation),
-            None => Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded"))),
+        match (&mut self.reach, operation) {
+            (Reach::Effects(effects), operation) => effects.submit(id, operation),
+            (Reach::Modules(folder), Operation::Module(operation)) => {
+                let permit = broker::module::Permit::while_loading(operation);
+                Some(permit.and_then(|permit| folder.find_now(permit)).map(Reply::Module))
+            }
+            (Reach::Modules(_) | Reach::Nothing, _) => {
+                Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded")))
+            }
         }
     }
 
     pub(super) fn cancel(&mut self, id: u32, confirm: bool) {
-        if let Some(effects) = &mut self.effects {
+        if let Reach::Effects(effects) = &mut self.reach {
             effects.cancel(id, confirm);
         }
     }
@@ -101,7 +117,8 @@ impl State {
 
     /// Waits for operations to finish, and gives all that have. None when none is under way.
     pub(super) async fn next_batch(&mut self) -> Option<Vec<Completion>> {
-        let batch = self.effects.as_mut()?.next_batch().await?;
+        let Reach::Effects(effects) = &mut self.reach else { return None };
+        let batch = effects.next_batch().await?;
         Some(batch.into_iter().map(|completion| within(self.max_outcome_bytes, completion)).collect())
     }
 
@@ -122,6 +139,7 @@ pub struct Effects {
     broker: Arc<Broker>,
     capabilities: Arc<Capabilities>,
     caller: Arc<Caller>,
+    modules: Arc<Folder>,
     io: tokio::runtime::Handle,
     running: JoinSet<()>,
     /// Those whose completion the guest waits for.
@@ -131,19 +149,21 @@ pub struct Effects {
 }
 
 impl Effects {
-    /// A line for `caller`.
+    /// A line for `caller`, whose script's own modules are `modules`.
     pub fn new(
         broker: Arc<Broker>,
         capabilities: Arc<Capabilities>,
         caller: Arc<Caller>,
+        modules: Arc<Folder>,
         io: tokio::runtime::Handle,
     ) -> Self {
         let (completions, finished) = mpsc::unbounded_channel();
         let (running, awaited) = (JoinSet::new(), HashMap::new());
-        Self { broker, capabilities, caller, io, running, awaited, completions, finished }
+        Self { broker, capabilities, caller, modules, io, running, awaited, completions, finished }
     }
 
-    /// Asks the broker, and starts what it permits. An outcome at once is a refusal.
+    /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
+    /// known already.
     fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
         if self.running.len() >= MAX_RUNNING {
             return Some(Err(OperationError::limit("pending_operations", "too many operations are under way")));
@@ -158,12 +178,17 @@ impl Effects {
             Ok(outcome) => return Some(outcome),
             Err(permit) => permit,
         };
-        let capabilities = Arc::clone(&self.capabilities);
+        if let Permit::Module(permit) = &permit
+            && let Some(reply) = self.modules.recall(permit)
+        {
+            return Some(Ok(Reply::Module(reply)));
+        }
+        let (capabilities, modules) = (Arc::clone(&self.capabilities), Arc::clone(&self.modules));
         let completion = CompleteOnDrop { id, completions: self.completions.clone(), outcome: None };
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
-            let effect = AssertUnwindSafe(capability::perform(&capabilities, permit)).catch_unwind();
+            let effect = AssertUnwindSafe(capability::perform(&capabilities, &modules, permit)).catch_unwind();
             completion.outcome = Some(effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))

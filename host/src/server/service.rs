@@ -67,7 +67,7 @@ impl Service {
         let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
         let (mut tenants, mut problems) = (HashMap::new(), Vec::new());
         for tenant in &policy.tenants {
-            match Tenant::load(Arc::clone(tenant), &runtime, Mode::Handler).await {
+            match Tenant::load(Arc::clone(tenant), &policy.host.data_dir, &runtime, Mode::Handler).await {
                 Ok(loaded) => drop(tenants.insert(tenant.name.clone(), Arc::new(loaded))),
                 Err(problem) => problems.push(problem),
             }
@@ -144,7 +144,8 @@ impl Service {
             return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
         };
         let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
-        let effects = Effects::new(broker, capabilities, caller, self.io.clone());
+        let modules = Arc::clone(&tenant.modules);
+        let effects = Effects::new(broker, capabilities, caller, modules, self.io.clone());
         let limits = &tenant.policy.limits;
         let begin = Instant::now();
         let job = Job {

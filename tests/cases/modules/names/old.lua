@@ -1,0 +1,1 @@
+return "old.lua"
