@@ -137,6 +137,11 @@ fn a_stall_says_where_it_is() {
     let mut guest = Guest::run(&format!("{TASK}{source}"));
     assert_eq!(guest.stalls(), ["main.luau:3: task.wait"]);
     assert_eq!(guest.finish(), Some(Finish::Done));
+    let source = "local function wait() task.wait(1) end
+                  string.gsub('a', 'a', function() coroutine.resume(coroutine.create(wait)) end)
+                  string.gsub('a', 'a', function() coroutine.wrap(wait)() end)";
+    let mut guest = Guest::run(&format!("{TASK}{source}"));
+    assert_eq!(guest.stalls(), ["main.luau:3: coroutine.resume", "main.luau:4: coroutine.wrap"]);
     let mut guest = Guest::run(&format!("{TASK}task.wait(1)"));
     guest.answer_all();
     assert_eq!(guest.stalls(), [""; 0]);
