@@ -5,6 +5,7 @@
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
+//! | [`contexts`] | a call that yields works wherever it stands, and each tag of the registry is true |
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
@@ -18,6 +19,7 @@
 mod cases;
 mod cli;
 mod concurrency;
+mod contexts;
 mod denials;
 mod examples;
 mod host;
