@@ -19,6 +19,10 @@ setup: ## Install what the build needs (Debian packages; uses sudo when not root
 guest: setup ## Build the guest: Luau compiled to WebAssembly
 	./guest/build.sh
 
+.PHONY: guests
+guests: setup ## Build the guest, and the one that runs Luau's own tests
+	./guest/build.sh conformance
+
 .PHONY: build
 build: guest ## Build neoc
 	$(CARGO) build
@@ -28,7 +32,7 @@ demo: build ## Serve policies/demo.toml
 	$(NEOC) host --policy policies/demo.toml
 
 .PHONY: test
-test: guest ## Run all tests
+test: guests ## Run all tests
 	$(CARGO) test --workspace
 	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) test
 
@@ -43,11 +47,11 @@ format: ## Format the code
 	cd guest && $(CARGO) fmt
 
 .PHONY: lint
-lint: guest ## Check format and lints, warnings denied
+lint: guests ## Check format and lints, warnings denied
 	$(CARGO) fmt --all --check
 	cd guest && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) clippy --all-targets -- -D warnings
+	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) clippy --workspace --all-targets -- -D warnings
 
 .PHONY: ci
 ci: lint test ## What must pass before a change lands

@@ -5,8 +5,13 @@
 #   Rust's std  for wasm32-wasip1 as rustup ships it. Where rustup is absent or cannot reach its server,
 #               Debian's rustc-web, cargo-web and rust-web-src, which build it from source (2 minutes).
 #
+# With the argument `conformance` it builds guest/build/neoc_guest_conformance.wasm as well, which runs Luau's
+# own test files, and fetches these.
+#
 # A run with nothing to do takes a second. `rm -rf guest/build` starts afresh.
 set -euo pipefail
+guests=(neoc_guest)
+[ "${1:-}" != conformance ] || guests+=(neoc_guest_conformance)
 cd "$(dirname "$0")"
 out=$PWD/build
 fail() { echo "guest: $*" >&2; exit 1; }
@@ -64,29 +69,34 @@ else
   build_std=(-Zbuild-std=std,panic_abort)
 fi
 
+# fetch FOLDER DEPENDENCY: has cargo download a crate; what it says of it goes to FOLDER/metadata.json.
+fetch() {
+  rm -rf "$1"
+  mkdir -p "$1/src"
+  touch "$1/src/lib.rs"
+  printf '[package]\nname = "fetch"\nedition = "2024"\n[dependencies]\n%s\n[workspace]\n' "$2" >"$1/Cargo.toml"
+  "${cargo[@]}" metadata --quiet --format-version 1 --manifest-path "$1/Cargo.toml" >"$1/metadata.json" ||
+    fail "cargo could not fetch $2; see its message above"
+}
+
 # --- mlua and Luau: the published crates with the changes that patch_crates.py lists --------------------
 
 mlua_version=0.12.2
 stamp="$mlua_version $(cksum <patch_crates.py)"
 if [ "$(cat "$out/crates/stamp" 2>/dev/null || true)" != "$stamp" ]; then
   echo "guest: fetching and patching mlua $mlua_version" >&2
-  rm -rf "$out/fetch" "$out/crates.new"
-  mkdir -p "$out/fetch/src"
-  touch "$out/fetch/src/lib.rs"
-  cat >"$out/fetch/Cargo.toml" <<MANIFEST
-[package]
-name = "fetch"
-edition = "2024"
-[dependencies]
-mlua = { version = "=$mlua_version", features = ["luau", "async"] }
-[workspace]
-MANIFEST
-  "${cargo[@]}" metadata --quiet --format-version 1 --manifest-path "$out/fetch/Cargo.toml" >"$out/fetch/metadata.json" ||
-    fail "cargo could not fetch mlua $mlua_version; see its message above"
+  rm -rf "$out/crates.new"
+  fetch "$out/fetch" "mlua = { version = \"=$mlua_version\", features = [\"luau\", \"async\"] }"
   python3 patch_crates.py "$out/fetch/metadata.json" "$out/crates.new" || fail "mlua $mlua_version could not be patched"
   echo "$stamp" >"$out/crates.new/stamp"
   rm -rf "$out/crates"
   mv "$out/crates.new" "$out/crates"
+fi
+
+# --- Luau's test files: they lie in a crate, which is not compiled ----------------------------------------
+
+if [ "${#guests[@]}" = 2 ]; then
+  fetch "$out/conformance" 'luau-vm = "=0.739.0"'
 fi
 
 # --- The build ----------------------------------------------------------------------------------------
@@ -104,14 +114,17 @@ export RUSTFLAGS="-C panic=abort -L native=$eh -l static=wasmeh -C link-arg=$eh/
   -C link-arg=-mexec-model=reactor -C link-arg=-lwasi-emulated-process-clocks -C link-arg=-lc++abi"
 export CARGO_TARGET_DIR=$out/target
 unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
-"${cargo[@]}" build --locked --release --target wasm32-wasip1 "${build_std[@]}" >&2 ||
+packages=("${guests[@]//_/-}")
+"${cargo[@]}" build --locked --release --target wasm32-wasip1 "${build_std[@]}" "${packages[@]/#/--package=}" >&2 ||
   fail "cargo could not build the guest; see its message above"
 
-built=$out/target/wasm32-wasip1/release/neoc_guest.wasm
-python3 strip_debug.py "$built" "$out/neoc_guest.wasm.new" || fail "cannot strip $built"
-if cmp --silent "$out/neoc_guest.wasm.new" "$out/neoc_guest.wasm"; then
-  rm "$out/neoc_guest.wasm.new" # So that the host is not built anew for nothing.
-else
-  mv "$out/neoc_guest.wasm.new" "$out/neoc_guest.wasm"
-fi
-echo "guest: $(wc -c <"$out/neoc_guest.wasm") bytes in guest/build/neoc_guest.wasm" >&2
+for guest in "${guests[@]}"; do
+  built=$out/target/wasm32-wasip1/release/$guest.wasm
+  python3 strip_debug.py "$built" "$out/$guest.wasm.new" || fail "cannot strip $built"
+  if cmp --silent "$out/$guest.wasm.new" "$out/$guest.wasm"; then
+    rm "$out/$guest.wasm.new" # So that the host is not built anew for nothing.
+  else
+    mv "$out/$guest.wasm.new" "$out/$guest.wasm"
+  fi
+  echo "guest: $(wc -c <"$out/$guest.wasm") bytes in guest/build/$guest.wasm" >&2
+done

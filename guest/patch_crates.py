@@ -142,6 +142,10 @@ LUAU = [
 ]
 
 MLUA_SYS = [
+    # How many values one call may pass or return. mlua has Luau compiled with a million: 16 MB of stack, that
+    # a script could ask for with one call. These are Luau's own 8,000.
+    ("build/find_vendored.rs", ".set_max_cstack_size(1000000)", ".set_max_cstack_size(8000)"),
+    ("src/luau/lua.rs", "const LUAI_MAXCSTACK: c_int = 1000000;", "const LUAI_MAXCSTACK: c_int = 8000;"),
     # Compiling throws where there is no memory for it, and may give nothing. The one would leave a pointer
     # that was never written for the collector to free, the other have Luau read bytecode from address 0.
     (

@@ -40,6 +40,8 @@ fn each_refusals_fix_pasted_makes_the_call_work() {
     let cases = [
         (String::new(), "require('std:kv').set('k', 'v')".to_owned(), "kv"),
         (String::new(), "require('std:task').detach(print, 'task')".to_owned(), "detach"),
+        (String::new(), "require('std:workers').run('./worker')".to_owned(), "workers"),
+        (String::new(), "require('std:workers').map('./worker', { 1 })".to_owned(), "workers"),
         (String::new(), "require('std:fs').write('/data/x', 'y')".to_owned(), "fs"),
         (String::new(), "require('std:fs').list('/data')".to_owned(), "fs"),
         (read_only.to_owned(), "require('std:fs').write('/data/x', 'y')".to_owned(), "fs"),
@@ -50,6 +52,7 @@ fn each_refusals_fix_pasted_makes_the_call_work() {
     for (grants, call, capability) in cases {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("script.luau"), script(&call)).unwrap();
+        fs::write(folder.path().join("worker.luau"), "return function() end").unwrap();
         let mut policy = format!("{HEAD}{grants}");
         // One fix may uncover the next check: the host first, then its address.
         let mut fixes = 0;

@@ -1,21 +1,27 @@
 //! Every example in the repository runs, as its first lines say.
 
-use std::fs;
+use std::{fs, net::TcpListener};
 
 use crate::support::{host::Host, neoc, output, repository};
+
+/// Where the examples listen, and where those that fetch from their own host fetch from.
+const WRITTEN_ADDRESS: &str = "127.0.0.1:8080";
+
+/// A free port, in place of [`WRITTEN_ADDRESS`]. It must be known before the host listens on it.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
 
 /// A copy of the demo that listens on a free port, with its own data.
 fn demo() -> (tempfile::TempDir, Host) {
     let folder = tempfile::tempdir().unwrap();
-    // The digest fetches from its own host, so the port must be known beforehand.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let here = format!("127.0.0.1:{port}");
+    let here = free_address();
     let examples = repository().join("examples");
     let policy = fs::read_to_string(repository().join("policies/demo.toml")).unwrap();
-    let digest = fs::read_to_string(examples.join("digest/main.luau")).unwrap().replace("127.0.0.1:8080", &here);
+    let digest = fs::read_to_string(examples.join("digest/main.luau")).unwrap().replace(WRITTEN_ADDRESS, &here);
     fs::write(folder.path().join("digest.luau"), digest).unwrap();
     let policy = policy
-        .replace("127.0.0.1:8080", &here)
+        .replace(WRITTEN_ADDRESS, &here)
         .replace("../data", "data")
         .replace("../examples/digest/main.luau", "digest.luau")
         .replace("../examples", &examples.display().to_string());
@@ -25,7 +31,7 @@ fn demo() -> (tempfile::TempDir, Host) {
 }
 
 #[test]
-fn the_demo_serves_its_four_tenants() {
+fn the_demo_serves_its_five_tenants() {
     let (_folder, host) = demo();
     assert_eq!(host.get("/hello?name=Ada").body, "Hello, Ada!\n");
     assert_eq!((host.get("/counter").body, host.get("/counter").body), ("visit 1\n".into(), "visit 2\n".into()));
@@ -36,6 +42,7 @@ fn the_demo_serves_its_four_tenants() {
     assert_eq!(host.get("/notes").body, "{\"notes\":[\"shopping\"]}\n");
     assert_eq!(host.get("/notes/absent").status, 404);
     assert_eq!(host.get("/notes/a/b").status, 404);
+    assert_eq!(host.get("/primes?below=2000").body, "303 primes below 2000\n");
 }
 
 #[test]
@@ -50,4 +57,66 @@ fn the_word_counter_counts_its_arguments() {
     let script = repository().join("examples/words/main.luau");
     let got = output(neoc().arg("run").arg(script).args(["--", "a b a"]));
     assert_eq!(got.stdout, "2\ta\n1\tb\n", "{}", got.stderr);
+}
+
+/// The command that an example's first lines give, without the program.
+fn command_of(example: &str) -> Vec<String> {
+    let script = fs::read_to_string(repository().join(format!("examples/{example}/main.luau"))).unwrap();
+    let head = script.lines().take_while(|line| line.starts_with("--"));
+    let command = head.filter_map(|line| line.strip_prefix("--     neoc ")).next().expect("the first lines say how");
+    command.split(' ').map(str::to_owned).collect()
+}
+
+/// What an example for `neoc run` prints.
+fn run(example: &str) -> String {
+    let got = output(neoc().current_dir(repository()).args(command_of(example)));
+    assert_eq!((got.exit, got.stderr.as_str()), (0, ""), "{}", got.stdout);
+    got.stdout
+}
+
+/// A copy of an example with a policy of its own, on a free port.
+fn serve(example: &str) -> (tempfile::TempDir, Host) {
+    assert_eq!(command_of(example), ["host", "--policy", &format!("examples/{example}/policy.toml")]);
+    let (folder, here) = (tempfile::tempdir().unwrap(), free_address());
+    for entry in fs::read_dir(repository().join("examples").join(example)).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap().replace(WRITTEN_ADDRESS, &here).replace("../../data", "data");
+        fs::write(folder.path().join(path.file_name().unwrap()), text).unwrap();
+    }
+    let host = Host::start(folder.path());
+    (folder, host)
+}
+
+#[test]
+fn the_fan_out_takes_the_first_mirror_and_names_the_service_that_fails() {
+    let (_folder, host) = serve("ngx-fan-out");
+    let expected = "fast-mirror: 4.20\nstock: 12 left\nreviews failed: reviews answered 503\nshipping: 2 days\n";
+    assert_eq!(host.get("/quote").body, expected);
+}
+
+#[test]
+fn the_pipeline_does_each_job_once_and_ends() {
+    let expected = "jobs waiting\t2\njobs done\t10\tsum\t385\nsignalled\ncleaned up\n\
+        false\tcancelled: the task was cancelled\n";
+    assert_eq!(run("tarantool-pipeline"), expected);
+}
+
+#[test]
+fn the_summary_is_made_of_json_from_a_json_api() {
+    let (_folder, host) = serve("lune-request");
+    let answer = host.get("/summary");
+    assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "application/json"));
+    let expected = concat!(
+        r#"{"done":["write the handler"],"failed":["to-do 3: status 404"],"#,
+        r#""open":["write its policy"],"posted":201}"#,
+        "\n"
+    );
+    assert_eq!(answer.body, expected);
+}
+
+#[test]
+fn the_round_timer_runs_in_the_order_that_roblox_has() {
+    let expected = "round\t3\nthe script goes on\ndeferred: when the script first waits\nround\t2\nround\t1\n\
+        round is over\nreward for Ada\ncancelled\ttrue\ncancelled again\tfalse\ttrue\n";
+    assert_eq!(run("roblox-task"), expected);
 }

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use neoc_abi::api::{MODULES, Module};
+
 use crate::support::repository;
 
 /// The layers of `host/src`, lowest first; each may use those before it. Modules that share a line
@@ -112,7 +114,7 @@ fn every_module_of_the_library_is_a_layer() {
 
 #[test]
 fn each_capability_has_one_file_in_each_layer() {
-    for capability in ["detach", "fs", "http", "kv", "module", "time"] {
+    for capability in ["detach", "fs", "http", "kv", "module", "time", "workers"] {
         for layer in ["guest/abi/src", "host/src/broker", "host/src/capability"] {
             let file = repository().join(layer).join(format!("{capability}.rs"));
             assert!(file.exists(), "{}", file.display());
@@ -136,4 +138,39 @@ fn architecture_names_every_module_and_stays_short() {
             assert!(repository().join(word).exists(), "docs/ARCHITECTURE.md names {word}, which is not there");
         }
     }
+}
+
+/// The module that a script holds as `owner`, such as `hyper`. Channels and semaphores are made by `task`.
+fn module_of(owner: &str) -> Option<&'static Module> {
+    let name = if ["channel", "semaphore"].contains(&owner) { "task" } else { owner };
+    MODULES.iter().find(|module| module.name.ends_with(&format!(":{name}")))
+}
+
+/// What a cell of docs/PORTING.md names of ours, such as `task.wait` or `channel:get`, with its module.
+fn names_of_ours(cell: &str) -> Vec<(&'static Module, &str)> {
+    let code = cell.split('`').skip(1).step_by(2);
+    let words = code.flat_map(|code| code.split(|c: char| !(c.is_alphanumeric() || "_.:".contains(c))));
+    words.filter_map(|word| Some((module_of(word.split_once(['.', ':'])?.0)?, word))).collect()
+}
+
+#[test]
+fn porting_names_only_what_exists_and_says_where_from() {
+    let text = fs::read_to_string(repository().join("docs/PORTING.md")).unwrap();
+    let (mut n_names, mut in_table) = (0, false);
+    for line in text.lines() {
+        let cells: Vec<_> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        in_table = line.starts_with('|') && (in_table || cells.get(1) == Some(&"neoc"));
+        if !in_table || line.starts_with("|---") {
+            continue;
+        }
+        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "{line}");
+        for (module, word) in cells[1..3].iter().flat_map(|cell| names_of_ours(cell)) {
+            let name = word.split_once('.').map_or(word, |(_, function)| function);
+            // A constant, not a function.
+            let exists = word == "json.null" || module.functions.iter().any(|(function, _)| *function == name);
+            assert!(exists, "docs/PORTING.md names {word}, which is not there: {line}");
+            n_names += 1;
+        }
+    }
+    assert!(n_names > 100, "only {n_names} names found");
 }

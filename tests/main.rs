@@ -5,6 +5,7 @@
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
+//! | [`conformance`] | Luau's own test files, in the guest |
 //! | [`contexts`] | a call that yields works wherever it stands, and each tag of the registry is true |
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
 //! | [`examples`] | every example and policy in the repository runs |
@@ -12,13 +13,16 @@
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
-//! | [`support`] | a running host, an upstream, an HTTP client |
+//! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
+//! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
+//! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod cases;
 mod cli;
 mod concurrency;
+mod conformance;
 mod contexts;
 mod denials;
 mod examples;
@@ -27,3 +31,5 @@ mod layers;
 mod modules;
 mod preemption;
 mod support;
+mod tasks;
+mod workers;

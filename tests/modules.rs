@@ -97,19 +97,23 @@ fn what_a_tenant_has_written_is_no_module_of_anyone() {
 
 #[test]
 fn a_module_for_which_there_is_no_memory_is_an_error_that_can_be_caught() {
-    let main = "local kept = {}
+    let main = "local kept, wrong = {}, nil
         pcall(function() for i = 1, 1e6 do kept[i] = string.rep(tostring(i), 1000) end end)
         for i = 1, 3 do
             local ok, e = pcall(require, './big')
             -- Or Luau's own words, when there is not even the memory to ask.
-            assert(not ok and (e == 'not enough memory' or e.limit == 'memory'), tostring(e))
+            if ok or not (e == 'not enough memory' or e.limit == 'memory') then wrong = e end
         end
         kept = nil
-        print(require('./small'))";
+        -- The collector comes at the next loops and calls.
+        for _ = 1, 100 do
+            if pcall(require, './small') then break end
+        end
+        print(wrong, require('./small'))";
     let big = format!("return {{ {} }}", "x={1},".repeat(80_000));
     let folder = folder(&[("main.luau", main), ("big.luau", &big), ("small.luau", "return 'small'")], "");
     let got = output(neoc().current_dir(folder.path()).args(["run", "scripts/main.luau"]));
-    assert_eq!(got.stdout, "small\n", "{}", got.stderr);
+    assert_eq!(got.stdout, "nil\tsmall\n", "{}", got.stderr);
 }
 
 #[test]

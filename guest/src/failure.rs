@@ -4,9 +4,12 @@
 //! raises itself may be any value, and is never trusted: none of its metamethods is called here.
 
 use mlua::{Lua, MultiValue, Table, Value};
-use neoc_abi::OperationError;
 use neoc_abi::error::{MAX_ERROR_TEXT_BYTES, truncate_at_char};
 use neoc_abi::event::ScriptError;
+use neoc_abi::{ErrorKind, OperationError};
+
+/// What Luau raises when the heap is full.
+const NOT_ENOUGH_MEMORY: &str = "not enough memory";
 
 /// The metatable of the error tables, kept by the VM.
 pub struct ErrorMetatable(pub Table);
@@ -42,6 +45,14 @@ impl Failure {
             Self::Luau(error) => Ok(Value::String(lua.create_string(describe_error(&error))?)),
         }
     }
+
+    /// The failure for another VM. What Luau itself fails with here is that memory ran out.
+    pub fn into_operation_error(self) -> OperationError {
+        match self {
+            Self::Operation(error) => error,
+            Self::Luau(error) => OperationError::limit("memory", describe_error(&error)),
+        }
+    }
 }
 
 /// Makes the table that a script catches.
@@ -49,7 +60,7 @@ impl Failure {
 /// # Errors
 /// When there is no memory for it.
 pub fn error_table(lua: &Lua, error: OperationError) -> mlua::Result<Table> {
-    let OperationError { kind, message, capability, target, fix, limit, retry_after_ms } = error;
+    let OperationError { kind, message, capability, target, fix, limit, retry_after_ms, traceback } = error;
     let table = lua.create_table()?;
     table.raw_set("kind", kind.as_str())?;
     table.raw_set("message", message)?;
@@ -58,6 +69,7 @@ pub fn error_table(lua: &Lua, error: OperationError) -> mlua::Result<Table> {
     table.raw_set("fix", fix)?;
     table.raw_set("limit", limit)?;
     table.raw_set("retry_after", retry_after_ms.map(|ms| ms as f64 / 1000.0))?;
+    table.raw_set("traceback", traceback)?;
     if let Some(metatable) = lua.app_data_ref::<ErrorMetatable>() {
         table.set_metatable(Some(metatable.0.clone()))?;
     }
@@ -66,12 +78,32 @@ pub fn error_table(lua: &Lua, error: OperationError) -> mlua::Result<Table> {
     Ok(table)
 }
 
-/// An error table as one line, such as `denied: http GET https://x/: no rule allows it`.
-pub fn error_line(table: &Table) -> String {
-    let field = |name: &str| match table.raw_get(name) {
+/// The error that a table was made of.
+fn from_error_table(table: &Table) -> OperationError {
+    let text = |name: &str| text_field(table, name);
+    let kind = text("kind").and_then(|kind| ErrorKind::from_name(&kind)).unwrap_or(ErrorKind::Failed);
+    let retry_after: Option<f64> = table.raw_get("retry_after").ok().flatten();
+    OperationError {
+        capability: text("capability"),
+        target: text("target"),
+        fix: text("fix"),
+        limit: text("limit"),
+        retry_after_ms: retry_after.map(|seconds| (seconds * 1000.0) as u64),
+        traceback: text("traceback"),
+        ..OperationError::new(kind, text("message").unwrap_or_default())
+    }
+}
+
+fn text_field(table: &Table, name: &str) -> Option<String> {
+    match table.raw_get(name) {
         Ok(Value::String(text)) => Some(text.to_string_lossy()),
         _ => None,
-    };
+    }
+}
+
+/// An error table as one line, such as `denied: http GET https://x/: no rule allows it`.
+pub fn error_line(table: &Table) -> String {
+    let field = |name: &str| text_field(table, name);
     let kind = field("kind").unwrap_or_default();
     let message = field("message").unwrap_or_default();
     match (field("capability"), field("target")) {
@@ -129,7 +161,36 @@ pub fn script_error(lua: &Lua, failure: &Value) -> ScriptError {
     {
         message = format!("{position}: {message}");
     }
+    // What failed in another VM comes first, as with tasks.
+    let trace = match elsewhere(lua, &error) {
+        Some(elsewhere) => format!("{elsewhere}\ncalled from:\n{trace}"),
+        None => trace,
+    };
     ScriptError { traceback: shorten(trace), ..from_message(message) }
+}
+
+/// The traceback that an error of ours brought from another VM.
+fn elsewhere(lua: &Lua, error: &Value) -> Option<String> {
+    match error {
+        Value::Table(table) if is_ours(lua, table) => text_field(table, "traceback"),
+        _ => None,
+    }
+}
+
+/// What a worker's caller gets for what the worker raised, from the prelude's `{error =, trace =}`. An error
+/// of ours stays what it is, so that the caller can branch on it.
+pub fn worker_error(lua: &Lua, failure: &Value) -> OperationError {
+    let ScriptError { message, traceback } = script_error(lua, failure);
+    let raised = match failure {
+        Value::Table(failure) => failure.raw_get("error").unwrap_or(Value::Nil),
+        _ => Value::Nil,
+    };
+    let error = match raised {
+        Value::Table(table) if is_ours(lua, &table) => from_error_table(&table),
+        Value::String(text) if text == NOT_ENOUGH_MEMORY => OperationError::limit("memory", message),
+        _ => OperationError::new(ErrorKind::Failed, message),
+    };
+    OperationError { traceback: Some(traceback).filter(|traceback| !traceback.is_empty()), ..error }
 }
 
 /// The `main.luau:3` of a frame such as `main.luau:3 function f`.

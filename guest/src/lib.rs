@@ -16,12 +16,16 @@
 //! | [`stdlib`] | the modules that a script may `require`, one file each |
 //! | [`module`] | `require`, and the tenant's own modules |
 //! | [`sandbox`] | what a script may see |
+//! | [`value`] | values on their way to another VM and from it |
 //! | [`request`] | a request as a table, and the handler's answer |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
 //! | [`memory`], `allocator` | the heap, and what to do when it is full |
+//! | `conformance` | the test profile, in a build of its own |
 
 #[cfg(target_arch = "wasm32")]
 mod allocator;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod failure;
 mod host;
 mod interrupt;
@@ -34,6 +38,7 @@ mod scheduler;
 mod stdlib;
 #[cfg(test)]
 mod tests;
+mod value;
 mod vm;
 
 mod exports {
@@ -89,7 +94,10 @@ mod exports {
     /// The function that pauses the VM.
     #[unsafe(no_mangle)]
     extern "C" fn interrupt_function() -> usize {
-        crate::interrupt::function() as usize
+        #[cfg(feature = "conformance")]
+        return crate::conformance::interrupt_function() as usize;
+        #[cfg(not(feature = "conformance"))]
+        return crate::interrupt::function() as usize;
     }
 
     /// Makes the VM. Runs once, perhaps long before the rest: a snapshot is taken after it.

@@ -212,6 +212,26 @@ pub fn cancel_of(task: u32) {
     in_line.into_iter().for_each(Waker::wake);
 }
 
+/// Has the host stop all that the current task waits for, and waits until it has. The task goes on.
+pub async fn stop_all() {
+    let task = scheduler::current();
+    cancel_of(task);
+    poll_fn(|context| {
+        OPERATIONS.with_borrow_mut(|operations| {
+            let mut poll = Poll::Ready(());
+            for awaited in operations.awaited.values_mut() {
+                if awaited.task == task && awaited.is_pending() {
+                    // Whoever waited for its outcome is not polled any more.
+                    awaited.waker = Some(context.waker().clone());
+                    poll = Poll::Pending;
+                }
+            }
+            poll
+        })
+    })
+    .await;
+}
+
 /// Whether a task waits for the outcome of an operation.
 pub fn is_awaited_by(task: u32) -> bool {
     OPERATIONS.with_borrow(|operations| operations.awaited.values().any(|awaited| awaited.task == task))

@@ -109,6 +109,10 @@ struct Queue {
     by_tasks: VecDeque<u32>,
     deferred: VecDeque<u32>,
     by_host: VecDeque<u32>,
+    /// Detached ones that have not begun: they do not before the answer is out.
+    detached: VecDeque<u32>,
+    /// Whether the answer is out.
+    answered: bool,
     /// Those that let all others go first.
     last: Vec<Waker>,
     /// Whether what wakes tasks now is the host.
@@ -233,10 +237,21 @@ pub fn defer(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
     TASKS.with_borrow_mut(|tasks| {
         if let Some(task) = tasks.alive.get_mut(&id) {
             task.queued = true;
-            tasks.queue.deferred.push_back(id);
+            let must_wait = task.ownership == Ownership::Detached && !tasks.queue.answered;
+            let queue = if must_wait { &mut tasks.queue.detached } else { &mut tasks.queue.deferred };
+            queue.push_back(id);
         }
     });
     Ok(())
+}
+
+/// Lets detached tasks begin: the answer is out.
+pub fn begin_detached() {
+    TASKS.with_borrow_mut(|tasks| {
+        tasks.queue.answered = true;
+        let detached = std::mem::take(&mut tasks.queue.detached);
+        tasks.queue.deferred.extend(detached);
+    });
 }
 
 /// Makes the future of a task.

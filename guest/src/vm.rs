@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Table, Value};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, SPARE_BYTES, ScriptError, Start};
+use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
+use neoc_abi::workers::Work;
 
+use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
-use crate::{failure, host, interrupt, module, operation, request, sandbox, scheduler};
+use crate::{failure, host, interrupt, module, operation, request, sandbox, scheduler, stdlib, value};
 
 /// A VM, and what it is busy with.
 pub struct Vm {
@@ -26,6 +28,14 @@ pub struct Vm {
     used: bool,
     /// See [`interrupt`].
     interrupt: *const (),
+}
+
+/// What a start is for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Request,
+    Run,
+    Work,
 }
 
 /// What a start begins with.
@@ -84,8 +94,14 @@ impl Vm {
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         sandbox::restart_clock(&self.lua);
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
-        let top_level = module::compile(&self.lua, &entry.name, &entry.source, None)
-            .map_err(|error| failure::from_message(error.message))?;
+        let compile = |entry: &Module| {
+            let compiled = module::compile(&self.lua, &entry.name, &entry.source, None);
+            compiled.map_err(|error| failure::from_message(error.message))
+        };
+        #[cfg(feature = "conformance")]
+        let top_level = crate::conformance::entry(&self.lua, &entry, compile)?;
+        #[cfg(not(feature = "conformance"))]
+        let top_level = compile(&entry)?;
         match mode {
             Mode::Check => Ok(Entry::Absent),
             Mode::Script => Ok(Entry::Script(top_level)),
@@ -152,7 +168,11 @@ impl Vm {
 
     fn start_event(&self, start: Start) -> Result<(), String> {
         let Start { event, random_seed } = start;
-        let is_request = matches!(event, Event::Request(_));
+        let kind = match event {
+            Event::Request(_) => Kind::Request,
+            Event::Run(_) => Kind::Run,
+            Event::Work(_) => Kind::Work,
+        };
         let (function, arguments) = match (event, &self.entry) {
             (Event::Request(request), Entry::Handler(handler)) => {
                 let table =
@@ -163,12 +183,22 @@ impl Vm {
                 let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
                 (script.clone(), strings.collect::<Result<_, _>>().map_err(|error| failure::describe_error(&error))?)
             }
+            (Event::Work(work), Entry::Handler(_) | Entry::Script(_)) => {
+                self.work(work).map_err(|failure| failure.into_operation_error().message)?
+            }
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
-            (Event::Run(_), _) => return Err("no script is loaded".to_owned()),
+            (Event::Run(_) | Event::Work(_), _) => return Err("no script is loaded".to_owned()),
         };
         self.thaw(random_seed)
-            .and_then(|()| self.begin(function, arguments, is_request))
+            .and_then(|()| self.begin(function, arguments, kind))
             .map_err(|error| failure::describe_error(&error))
+    }
+
+    /// What a worker begins with.
+    fn work(&self, work: Work) -> Result<(Function, MultiValue), Failure> {
+        let Work { module, file, arguments } = work;
+        let arguments = value::unpack_row(&self.lua, &arguments)?;
+        Ok((self.prelude.raw_get("work")?, (module, file, arguments).into_lua_multi(&self.lua)?))
     }
 
     /// Thaws what a snapshot froze: the clock's origin, and the seed that Luau began with.
@@ -180,7 +210,7 @@ impl Vm {
     }
 
     /// Makes the first task.
-    fn begin(&self, function: Function, arguments: MultiValue, is_request: bool) -> mlua::Result<()> {
+    fn begin(&self, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<()> {
         let mut values = arguments;
         values.push_front(Value::Function(function));
         let body: Function = self.prelude.raw_get("run_first")?;
@@ -190,17 +220,17 @@ impl Vm {
         operation::set_open(true);
         let first = async move {
             let end = match scheduler::run_first(&lua, thread).await {
-                Ok(Some((true, value))) => success(&lua, &value, is_request),
-                Ok(Some((false, failure))) => Err(failure::script_error(&lua, &failure)),
-                Ok(None) => Err(failure::from_message("the script was cancelled")),
-                Err(error) => Err(failure::from_message(failure::describe_error(&error))),
+                Ok(Some((true, value))) => kind.success(&lua, &value),
+                Ok(Some((false, failure))) => Err(kind.failure(&lua, &failure)),
+                Ok(None) => Err(Finish::Failed(failure::from_message("the script was cancelled"))),
+                Err(error) => Err(Finish::Failed(failure::from_message(failure::describe_error(&error)))),
             };
             // A failed handler ends the request; a successful one lets its tasks come to their ends.
             if end.is_err() {
                 cancel::cancel_where(|ownership| ownership != Ownership::Detached);
             }
             scheduler::others_ended().await;
-            finish.replace(Some(end.unwrap_or_else(Finish::Failed)));
+            finish.replace(Some(end.unwrap_or_else(|failure| failure)));
         };
         scheduler::open(first, self.prelude.raw_get("run_cleanups")?);
         Ok(())
@@ -219,6 +249,11 @@ impl Vm {
             if let Some(finish) = self.finish.take() {
                 self.log_unawaited();
                 host::finish(&finish);
+                // What was detached begins when the host calls again, with a budget of its own.
+                scheduler::begin_detached();
+                if scheduler::n_alive() > 0 {
+                    break;
+                }
             }
             if scheduler::n_alive() == 0 {
                 self.end();
@@ -250,6 +285,7 @@ impl Vm {
 
     /// Drops the tasks that are left, and stops their operations.
     fn end(&mut self) {
+        self.log_unawaited();
         self.running = false;
         scheduler::close();
         operation::set_open(false);
@@ -268,9 +304,26 @@ impl Vm {
     }
 }
 
-fn success(lua: &Lua, value: &Value, is_request: bool) -> Result<Finish, ScriptError> {
-    if !is_request {
-        return Ok(Finish::Done);
+impl Kind {
+    /// The end of a first task that returned `value`.
+    fn success(self, lua: &Lua, value: &Value) -> Result<Finish, Finish> {
+        match self {
+            Self::Request => request::response(lua, value)
+                .map(Finish::Response)
+                .map_err(|rule| Finish::Failed(failure::from_message(rule))),
+            Self::Run => Ok(Finish::Done),
+            Self::Work => match stdlib::workers::pack_results(lua, value) {
+                Ok(results) => Ok(Finish::Worked(Ok(results))),
+                Err(failure) => Err(Finish::Worked(Err(failure.into_operation_error()))),
+            },
+        }
     }
-    request::response(lua, value).map(Finish::Response).map_err(failure::from_message)
+
+    /// The end of a first task that failed.
+    fn failure(self, lua: &Lua, failure: &Value) -> Finish {
+        match self {
+            Self::Request | Self::Run => Finish::Failed(failure::script_error(lua, failure)),
+            Self::Work => Finish::Worked(Err(failure::worker_error(lua, failure))),
+        }
+    }
 }

@@ -14,6 +14,7 @@ pub mod http;
 pub mod kv;
 pub mod module;
 pub mod time;
+pub mod workers;
 
 use std::{
     collections::HashMap,
@@ -53,8 +54,17 @@ pub struct Caller {
     tenant: Arc<Tenant>,
     account: Arc<Account>,
     request: Arc<str>,
+    counts: Arc<Counts>,
+    /// Whether it is a worker of the request that asks.
+    is_worker: bool,
+}
+
+/// What a request and its workers use together: a fan-out multiplies nothing.
+struct Counts {
     subrequests: AtomicU32,
     detached: AtomicU32,
+    /// Absent without a grant.
+    workers: Option<workers::Room>,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -71,6 +81,8 @@ pub enum Permit {
     Detach(detach::Permit),
     /// For [`crate::capability::module`].
     Module(module::Permit),
+    /// For [`crate::capability::workers`].
+    Workers(workers::Permit),
 }
 
 /// Why there is no permit.
@@ -95,13 +107,10 @@ impl Broker {
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
-        Some(Arc::new(Caller {
-            tenant: Arc::clone(tenant),
-            account,
-            request,
-            subrequests: AtomicU32::new(0),
-            detached: AtomicU32::new(0),
-        }))
+        let workers = tenant.allow.workers.as_ref().map(workers::Room::new);
+        let counts = Counts { subrequests: AtomicU32::new(0), detached: AtomicU32::new(0), workers };
+        let (tenant, counts) = (Arc::clone(tenant), Arc::new(counts));
+        Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false }))
     }
 
     /// Decides about one operation. Never waits.
@@ -117,6 +126,7 @@ impl Broker {
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
             Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
             Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
+            Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
         });
         self.audit(caller, capability, &target, decided)
     }
@@ -161,6 +171,7 @@ fn describe(operation: &Operation) -> (&'static str, String) {
         Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
         Operation::Detach(neoc_abi::detach::Operation::Begin) => ("detach", "task".to_owned()),
         Operation::Module(operation) => ("module", operation.paths().first().cloned().unwrap_or_default()),
+        Operation::Workers(operation) => ("workers", operation.module().to_owned()),
     }
 }
 
@@ -184,6 +195,27 @@ impl Caller {
         &self.tenant
     }
 
+    /// The name of the request.
+    pub fn request(&self) -> &str {
+        &self.request
+    }
+
+    /// Whether it may ask for workers at all.
+    pub fn has_workers(&self) -> bool {
+        self.counts.workers.is_some() && !self.is_worker
+    }
+
+    /// A worker of the same request.
+    fn as_worker(&self) -> Arc<Self> {
+        Arc::new(Self {
+            tenant: Arc::clone(&self.tenant),
+            account: Arc::clone(&self.account),
+            request: Arc::clone(&self.request),
+            counts: Arc::clone(&self.counts),
+            is_worker: true,
+        })
+    }
+
     /// A refusal with this tenant's name in its rule and its fix.
     fn refuse(&self, refusal: Refusal) -> Refused {
         Refused::NotPermitted(refusal.with_fix(&self.tenant))
@@ -198,7 +230,7 @@ impl Caller {
     }
 
     fn take_subrequest(&self) -> Result<(), Refused> {
-        if self.subrequests.fetch_add(1, Ordering::Relaxed) < MAX_SUBREQUESTS {
+        if self.counts.subrequests.fetch_add(1, Ordering::Relaxed) < MAX_SUBREQUESTS {
             return Ok(());
         }
         Err(Refused::OverLimit {

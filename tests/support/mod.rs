@@ -1,7 +1,8 @@
-//! A running host, an upstream, an HTTP client.
+//! A running host, a sandbox without a host, an upstream, an HTTP client.
 
 pub mod client;
 pub mod host;
+pub mod sandbox;
 pub mod upstream;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
 };
 
 /// How long a test waits for what should happen at once. Generous: only a failing test takes it.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// The program under test. Its compiled image is cached below the build folder, so that only the
 /// first test of a fresh clone compiles it.

@@ -5,6 +5,8 @@
 //! | `/gate/N` | once N requests wait at the gate together: proves that they overlap |
 //! | `/redirect/STATUS?URL` | a redirect |
 //! | `/stall` | never: holds the connection open |
+//! | `/hold` | never: holds the connection, and sees when the client closes it |
+//! | `/closed/N` | how long after this request, in microseconds, the last of N held connections was closed |
 //! | `/empty` | closes without an answer |
 //! | anything else | the request's head, and its body after an empty line |
 
@@ -13,7 +15,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Condvar, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A gate opens even if too few come: then the test fails instead of hanging.
@@ -38,6 +40,7 @@ struct Counts {
     most_at_once: usize,
     at_gate: usize,
     opened: usize,
+    closed: usize,
 }
 
 impl Upstream {
@@ -64,6 +67,11 @@ impl Upstream {
         self.seen.counts.lock().unwrap().requests
     }
 
+    /// Held connections that the client has closed.
+    pub fn closed(&self) -> usize {
+        self.seen.counts.lock().unwrap().closed
+    }
+
     /// The most requests that were ever under way together.
     pub fn most_at_once(&self) -> usize {
         self.seen.counts.lock().unwrap().most_at_once
@@ -80,7 +88,7 @@ fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     reader.read_exact(&mut body)?;
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
     seen.enter();
-    let answer = answer(&path, &head, &body, seen);
+    let answer = if path == "/hold" { seen.hold(&mut reader) } else { answer(&path, &head, &body, seen) };
     seen.leave();
     match answer {
         Some(answer) => stream.write_all(answer.as_bytes()),
@@ -98,6 +106,9 @@ fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
         return Some(format!(
             "HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
         ));
+    }
+    if let Some(n) = path.strip_prefix("/closed/") {
+        return Some(plain(200, &seen.wait_for_closed(n.parse().unwrap()).as_micros().to_string()));
     }
     match path {
         "/stall" => loop {
@@ -127,6 +138,23 @@ impl Seen {
 
     fn leave(&self) {
         self.counts.lock().unwrap().at_once -= 1;
+    }
+
+    /// Reads until the client closes the connection.
+    fn hold(&self, reader: &mut impl Read) -> Option<String> {
+        let _ = reader.read_to_end(&mut Vec::new());
+        self.counts.lock().unwrap().closed += 1;
+        self.changed.notify_all();
+        None
+    }
+
+    /// Waits until `n` held connections were closed. How long that took.
+    fn wait_for_closed(&self, n: usize) -> Duration {
+        let begin = Instant::now();
+        let counts = self.counts.lock().unwrap();
+        let (counts, _) = self.changed.wait_timeout_while(counts, GATE_TIMEOUT, |counts| counts.closed < n).unwrap();
+        assert!(counts.closed >= n, "{} of {n} held connections were closed", counts.closed);
+        begin.elapsed()
     }
 
     /// Waits until `n` are at the gate. Whether they came.

@@ -57,6 +57,7 @@ pub const MODULES: &[Module] = &[
             ("semaphore:with", Tag::Yields),
         ],
     },
+    Module { name: "std:workers", functions: &[("run", Tag::Yields), ("map", Tag::Yields)] },
     Module {
         name: "vnd:hyper",
         functions: &[("get", Tag::Yields), ("post", Tag::Yields), ("request", Tag::Yields), ("get_all", Tag::Yields)],

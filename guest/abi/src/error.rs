@@ -22,12 +22,22 @@ pub enum ErrorKind {
     Io,
     /// The arguments make no sense.
     Invalid,
+    /// The code of a worker failed.
+    Failed,
 }
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Denied, Self::Limit, Self::Timeout, Self::Cancelled, Self::Closed, Self::Io, Self::Invalid];
+    pub const ALL: [Self; 8] = [
+        Self::Denied,
+        Self::Limit,
+        Self::Timeout,
+        Self::Cancelled,
+        Self::Closed,
+        Self::Io,
+        Self::Invalid,
+        Self::Failed,
+    ];
 
     /// The kind with this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -44,6 +54,7 @@ impl ErrorKind {
             Self::Closed => "closed",
             Self::Io => "io",
             Self::Invalid => "invalid",
+            Self::Failed => "failed",
         }
     }
 }
@@ -65,6 +76,8 @@ pub struct OperationError {
     pub limit: Option<String>,
     /// When a retry can succeed, in milliseconds from now.
     pub retry_after_ms: Option<u64>,
+    /// Where it happened in another VM, one frame a line.
+    pub traceback: Option<String>,
 }
 
 impl OperationError {
@@ -72,7 +85,16 @@ impl OperationError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         truncate_at_char(&mut message, MAX_ERROR_TEXT_BYTES);
-        Self { kind, message, capability: None, target: None, fix: None, limit: None, retry_after_ms: None }
+        Self {
+            kind,
+            message,
+            capability: None,
+            target: None,
+            fix: None,
+            limit: None,
+            retry_after_ms: None,
+            traceback: None,
+        }
     }
 
     /// [`ErrorKind::Invalid`]: the arguments make no sense.

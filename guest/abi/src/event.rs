@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{OperationError, value::Packed, workers::Work};
+
 /// Free memory that a VM is born with, in bytes. Growing the memory is a system call that every thread of
 /// the host waits for; a request that needs no more than this never makes it.
 pub const SPARE_BYTES: usize = 2 * 1024 * 1024;
@@ -54,6 +56,8 @@ pub enum Event {
     Request(Request),
     /// Run the top level of a [`Mode::Script`] bundle with these arguments as `...`.
     Run(Vec<String>),
+    /// Call a module's function, for another VM of the same tenant. Any bundle will do.
+    Work(Work),
 }
 
 /// An inbound HTTP request, as the handler sees it.
@@ -91,6 +95,9 @@ pub enum Finish {
     Response(Response),
     /// [`Event::Run`] came to its end.
     Done,
+    /// [`Event::Work`] came to its end: what the function returned, one packed value after the other, or
+    /// what its caller gets instead.
+    Worked(Result<Packed, OperationError>),
     /// The script failed.
     Failed(ScriptError),
 }

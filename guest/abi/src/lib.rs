@@ -8,7 +8,8 @@
 //! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`workers`] | operation and reply of one capability each |
+//! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -22,7 +23,9 @@ pub mod kv;
 pub mod log;
 pub mod module;
 pub mod time;
+pub mod value;
 pub mod wire;
+pub mod workers;
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +46,8 @@ pub enum Operation {
     Detach(detach::Operation),
     /// `require`.
     Module(module::Operation),
+    /// `std:workers`.
+    Workers(workers::Operation),
 }
 
 /// The result of an [`Operation`]; the variants match.
@@ -60,6 +65,8 @@ pub enum Reply {
     Detach(detach::Reply),
     /// To [`Operation::Module`].
     Module(module::Reply),
+    /// To [`Operation::Workers`].
+    Workers(workers::Reply),
 }
 
 /// How an operation ended.

@@ -11,6 +11,7 @@ mod json;
 mod kv;
 mod log;
 mod task;
+pub mod workers;
 
 use std::rc::Rc;
 
@@ -22,7 +23,8 @@ use crate::scheduler::block::{self, WaitsFor};
 use arguments::Arguments;
 
 /// Every module, in the order of the documentation.
-pub const MODULES: &[Module] = &[task::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
+pub const MODULES: &[Module] =
+    &[task::MODULE, workers::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
 
 /// A module.
 pub struct Module {

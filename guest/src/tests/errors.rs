@@ -52,8 +52,8 @@ fn a_script_catches_a_table_with_fields_and_one_readable_line() {
 fn absent_fields_are_nil() {
     check(
         "local _, e = pcall(require('std:kv').get, 1)
-         print(e, e.kind, e.capability, e.target, e.fix, e.limit, e.retry_after)",
-        "invalid: kv.get: key must be a string, got number\tinvalid\tnil\tnil\tnil\tnil\tnil",
+         print(e, e.kind, e.capability, e.target, e.fix, e.limit, e.retry_after, e.traceback)",
+        "invalid: kv.get: key must be a string, got number\tinvalid\tnil\tnil\tnil\tnil\tnil\tnil",
     );
 }
 

@@ -9,7 +9,9 @@ mod requests;
 mod require;
 mod sandboxing;
 mod tasks;
+mod values;
 mod waiting;
+mod workers;
 
 use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
@@ -123,7 +125,8 @@ impl Guest {
     }
 }
 
-/// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL.
+/// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL, a worker
+/// its arguments.
 fn answer(operation: Operation) -> Outcome {
     Ok(match operation {
         Operation::Time(time::Operation::Wait { seconds }) => Reply::Time(time::Reply::Waited { seconds }),
@@ -132,6 +135,9 @@ fn answer(operation: Operation) -> Outcome {
             headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
             body: request.url.into(),
         })),
+        Operation::Workers(neoc_abi::workers::Operation::Run(work)) => {
+            Reply::Workers(neoc_abi::workers::Reply::Returned(work.arguments))
+        }
         Operation::Module(operation) => return require::find(&operation),
         other => panic!("no answer to {other:?}"),
     })

@@ -37,7 +37,8 @@ fn answer_modules(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-fn put(files: &[(&str, &str)]) {
+/// Puts these files beside the script.
+pub fn put(files: &[(&str, &str)]) {
     FILES.set(files.iter().map(|(path, source)| ((*path).to_owned(), (*source).to_owned())).collect());
 }
 

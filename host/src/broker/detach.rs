@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use neoc_abi::detach::Operation;
+use neoc_abi::{OperationError, detach::Operation};
 
 use super::{Caller, Refused};
 use crate::policy::detach;
@@ -12,12 +12,16 @@ pub struct Permit {
     _private: (),
 }
 
-/// Decides: the grant, then how many this request has had.
+/// Decides: whether a worker asks, the grant, then how many this request has had.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Result<Permit, Refused> {
     let Operation::Begin = operation;
+    if caller.is_worker {
+        let message = "task.detach: a worker has no answer after which a task could go on";
+        return Err(Refused::Invalid(OperationError::invalid(message)));
+    }
     let grant = detach::decide(caller.tenant.allow.detach.as_ref()).map_err(|refusal| caller.refuse(refusal))?;
     let most = grant.tasks.get();
-    if caller.detached.fetch_add(1, Ordering::Relaxed) >= most {
+    if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
         return Err(Refused::OverLimit {
             limit: "detached_tasks",
             message: format!("a request may detach {most} tasks"),

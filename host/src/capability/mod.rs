@@ -6,6 +6,7 @@ pub mod http;
 pub mod kv;
 pub mod module;
 pub mod time;
+pub mod workers;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -79,11 +80,17 @@ pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
     }
 }
 
-/// Does what the permit allows; `modules` is the folder of the tenant's script. Cancelled by dropping the future.
+/// Does what the permit allows; `modules` is the folder of the tenant's script, and a VM for a worker comes from
+/// `launch`. Cancelled by dropping the future.
 ///
 /// # Errors
 /// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
-pub async fn perform(capabilities: &Capabilities, modules: &Arc<module::Folder>, permit: Permit) -> Outcome {
+pub async fn perform(
+    capabilities: &Capabilities,
+    modules: &Arc<module::Folder>,
+    launch: Option<workers::Launch>,
+    permit: Permit,
+) -> Outcome {
     match permit {
         Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
@@ -91,5 +98,6 @@ pub async fn perform(capabilities: &Capabilities, modules: &Arc<module::Folder>,
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
+        Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
     }
 }

@@ -7,7 +7,7 @@ use neoc_abi::event::Mode;
 
 use super::{default_cache_dir, load_policy, logging};
 use crate::{
-    runtime::{Runtime, Settings},
+    runtime::{GUEST, Runtime, Settings},
     tenant::Tenant,
 };
 
@@ -29,7 +29,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = policy.host.cache_dir.clone().unwrap_or_else(default_cache_dir);
     let preemption = policy.host.preemption;
-    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let mut n_problems = 0;
     io.block_on(async {

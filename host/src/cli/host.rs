@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{default_cache_dir, load_policy, logging};
 use crate::{
-    runtime::{Runtime, Settings},
+    runtime::{GUEST, Runtime, Settings},
     server::{Server, Service},
 };
 
@@ -34,6 +34,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
         workers: policy.host.workers,
         cache_dir: policy.host.cache_dir.clone().unwrap_or_else(default_cache_dir),
         preemption: policy.host.preemption,
+        guest: GUEST.into(),
     };
     let io = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)

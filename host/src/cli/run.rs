@@ -11,12 +11,13 @@ use crate::{
     capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
     request_id,
-    runtime::{Effects, Job, LoadError, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, GUEST, Job, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
     tenant::chunk_name,
 };
 
-/// VMs of one command: the one that loads the script, the one that runs it, and room between.
+/// VMs of one command without its workers: the one that loads the script, the one that runs it, and room
+/// between.
 const INSTANCES: u32 = 4;
 
 /// Arguments of `neoc run`.
@@ -43,7 +44,9 @@ pub fn main(arguments: Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
     let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
-    let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption };
+    let workers = tenant.allow.workers.as_ref().map_or(0, |grant| grant.count.get());
+    let instances = INSTANCES + workers;
+    let settings = Settings { instances, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let broker = Arc::new(Broker::new([&tenant]));
     let capabilities = Arc::new(match &host {
@@ -95,7 +98,7 @@ async fn run(
         image,
         event: Event::Run(arguments),
         memory_bytes,
-        cpu: tenant.limits.cpu,
+        cpu: CpuBudget::new(tenant.limits.cpu),
         wall: tenant.limits.wall,
         log: ScriptLog::terminal(),
         effects,
@@ -106,7 +109,7 @@ async fn run(
     runtime.idle().await;
     match ended.finish {
         Finish::Failed(error) => Ok(fail(&error)),
-        Finish::Done | Finish::Response(_) => Ok(ExitCode::SUCCESS),
+        Finish::Done | Finish::Response(_) | Finish::Worked(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

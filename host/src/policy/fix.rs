@@ -33,6 +33,8 @@ pub(super) enum Remedy {
     Kv,
     /// Tasks that go on after the answer.
     Detach,
+    /// Workers, as many as by default.
+    Workers,
 }
 
 impl Remedy {
@@ -63,6 +65,7 @@ impl Remedy {
             }
             Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
             Self::Detach => format!("[tenant.{tenant}.allow.detach]\n"),
+            Self::Workers => format!("[tenant.{tenant}.allow.workers]\n"),
         }
     }
 }

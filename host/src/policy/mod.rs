@@ -12,7 +12,7 @@
 //! | [`error`] | one line per error: file, line, column, key, value, rule, example |
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
-//! | [`http`], [`fs`], [`kv`], [`detach`] | grants of one capability each, and the decision on them |
+//! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
@@ -35,6 +35,7 @@ pub mod route;
 pub mod target;
 pub mod tenant;
 mod units;
+pub mod workers;
 
 #[cfg(test)]
 mod tests;

@@ -129,6 +129,8 @@ pub struct AllowToml {
     pub kv: Option<Spanned<KvToml>>,
     /// `[tenant.NAME.allow.detach]`
     pub detach: Option<Spanned<DetachToml>>,
+    /// `[tenant.NAME.allow.workers]`
+    pub workers: Option<Spanned<WorkersToml>>,
 }
 
 impl TableToml for AllowToml {
@@ -137,6 +139,7 @@ impl TableToml for AllowToml {
         ("fs", "[{ path = \"/data\", dir = \"acme-data\", access = \"read\" }]"),
         ("kv", "{}"),
         ("detach", "{ tasks = 10, cpu = \"50 ms\", wall = \"30 s\" }"),
+        ("workers", "{}"),
     ];
 }
 
@@ -203,6 +206,18 @@ impl TableToml for DetachToml {
         &[("tasks", "10"), ("cpu", "\"50 ms\""), ("wall", "\"30 s\"")];
 }
 
+/// `[tenant.NAME.allow.workers]`: its presence is the grant.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkersToml {
+    /// VMs of one request at once.
+    pub count: Option<Spanned<i64>>,
+}
+
+impl TableToml for WorkersToml {
+    const KEYS: &'static [(&'static str, &'static str)] = &[("count", "2")];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,8 +240,8 @@ mod tests {
         let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());
         assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv, detach } = examples();
-        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some());
+        let AllowToml { http, fs, kv, detach, workers } = examples();
+        assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
         let HttpToml { hosts, addresses, methods } = examples();
@@ -234,5 +249,7 @@ mod tests {
         let FsToml { path, dir, access } = examples();
         assert!(path.is_some() && dir.is_some() && access.is_some());
         let KvToml {} = examples();
+        let WorkersToml { count } = examples();
+        assert!(count.is_some());
     }
 }

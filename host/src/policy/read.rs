@@ -91,9 +91,10 @@ fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml
     let fs = grants(&child(at, "fs"), take(&mut table, "fs"), errors);
     let kv = grant(&child(at, "kv"), take(&mut table, "kv"), errors);
     let detach = grant(&child(at, "detach"), take(&mut table, "detach"), errors);
+    let workers = grant(&child(at, "workers"), take(&mut table, "workers"), errors);
     // As above.
     let _: AllowToml = keys(at, table, errors);
-    AllowToml { http, fs, kv, detach }
+    AllowToml { http, fs, kv, detach, workers }
 }
 
 /// The `[table]` of a grant that stands once.

@@ -16,6 +16,7 @@ use super::{
     limits::{self, Limits},
     raw::{AllowToml, TenantToml, Text},
     route::{Placed, Route},
+    workers,
 };
 
 /// Longest name, in bytes: that of a DNS label, so that a name can be one.
@@ -47,6 +48,8 @@ pub struct Allow {
     pub kv: Option<kv::Grant>,
     /// Tasks that go on after the answer.
     pub detach: Option<detach::Grant>,
+    /// Further VMs for one request.
+    pub workers: Option<workers::Grant>,
 }
 
 // === impl Tenant ===
@@ -101,7 +104,7 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv, detach } = raw;
+    let AllowToml { http, fs, kv, detach, workers } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
@@ -112,6 +115,10 @@ fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
         detach: detach.map(|detach| {
             let span = detach.span();
             detach::enforce(detach.into_inner(), &child(at, "detach"), &span, errors)
+        }),
+        workers: workers.map(|workers| {
+            let span = workers.span();
+            workers::enforce(workers.into_inner(), &child(at, "workers"), &span, errors)
         }),
     }
 }
@@ -141,6 +148,7 @@ mod tests {
     fn a_script_without_a_policy_may_compute_and_nothing_else() {
         let tenant = Tenant::without_grants("run", "job.luau");
         assert!(kv::decide(tenant.allow.kv.as_ref(), "k").is_err());
+        assert!(workers::decide(tenant.allow.workers.as_ref(), "./m").is_err());
         assert!(fs::decide(&tenant.allow.fs, "/data/x", false).is_err());
         let url = http::parse_target("https://example.com").expect("a URL");
         assert!(http::decide(&tenant.allow.http, "GET", &url).is_err());

@@ -46,6 +46,9 @@ access = "read"
 
 [tenant.acme.allow.kv]
 
+[tenant.acme.allow.workers]
+count = 3
+
 [tenant.beta]
 script = "/srv/beta.luau"
 "#;
@@ -86,6 +89,8 @@ fn every_key_of_a_file_is_enforced_as_written() {
     assert_eq!(acme.allow.http.iter().map(|rule| rule.line).collect::<Vec<_>>(), [23, 28]);
     assert_eq!(acme.allow.fs.iter().map(|grant| grant.line).collect::<Vec<_>>(), [31, 36]);
     assert_eq!(acme.allow.kv, Some(kv::Grant { line: 41 }));
+    let count = std::num::NonZeroU32::new(3).expect("not 0");
+    assert_eq!(acme.allow.workers, Some(workers::Grant { count, line: 43 }));
     let beta = policy.tenant("beta").expect("there");
     assert_eq!((beta.script.as_path(), beta.limits.clone()), (Path::new("/srv/beta.luau"), Limits::default()));
     assert!(beta.allow.http.is_empty() && beta.allow.fs.is_empty() && beta.allow.kv.is_none());
@@ -137,6 +142,7 @@ fn the_commented_policy_shows_every_key() {
         raw::HttpToml::KEYS,
         raw::FsToml::KEYS,
         raw::DetachToml::KEYS,
+        raw::WorkersToml::KEYS,
     ];
     use raw::TableToml as _;
     for (key, _) in keys.concat() {
@@ -248,6 +254,12 @@ fn kv_call() -> Ask {
     Box::new(|tenant| kv::decide(tenant.allow.kv.as_ref(), "k").map(drop).map_err(|refusal| refusal.with_fix(tenant)))
 }
 
+fn workers_call() -> Ask {
+    Box::new(|tenant| {
+        workers::decide(tenant.allow.workers.as_ref(), "./m").map(drop).map_err(|refusal| refusal.with_fix(tenant))
+    })
+}
+
 fn refused(source: &str, name: &str, ask: &Ask) -> Option<Refusal> {
     ask(parse(source).tenant(name).expect(name)).err()
 }
@@ -282,6 +294,7 @@ fn each_fix_allows_its_call() {
         ("zoe", Reason::NotGranted, fs_call("/data/x", false)),
         ("zoe", Reason::NotGranted, fs_call("/data/x", true)),
         ("zoe", Reason::NotGranted, kv_call()),
+        ("zoe", Reason::NotGranted, workers_call()),
     ] {
         let refusal = refused(STRICT, tenant, &ask).expect("refused under the strict policy");
         assert_eq!(refusal.reason, reason, "{refusal}");

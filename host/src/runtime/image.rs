@@ -20,7 +20,7 @@ use super::safepoint;
 use crate::policy::Preemption;
 
 /// The guest as it was built by `guest/build.sh`.
-const GUEST: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/build/neoc_guest.wasm"));
+pub const GUEST: &[u8] = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/build/neoc_guest.wasm"));
 
 /// Why there is no base image.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,12 @@ pub enum ImageError {
 /// # Errors
 /// [`ImageError::Cache`] when the folder cannot be made or written, [`ImageError::Build`] when the
 /// guest itself is broken.
-pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) -> Result<Module, ImageError> {
+pub fn load_or_build(
+    engine: &Engine,
+    guest: &[u8],
+    preemption: Preemption,
+    cache_dir: &Path,
+) -> Result<Module, ImageError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ImageError::Cache { path, source }
@@ -52,12 +57,12 @@ pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) 
     fs::create_dir_all(cache_dir).map_err(failed(cache_dir))?;
     // The key's file names the image's file by its content. So two processes that build at once, each
     // its own, never make an image and a hash that do not belong together.
-    let pointer = cache_dir.join(cache_key(engine, preemption)).with_extension("blake3");
+    let pointer = cache_dir.join(cache_key(engine, guest, preemption)).with_extension("blake3");
     if let Some(module) = load(engine, &pointer) {
         return Ok(module);
     }
     tracing::info!("compiling the base image; this happens once per version and machine");
-    let mut snapshot = snapshot(engine).map_err(ImageError::Build)?;
+    let mut snapshot = snapshot(engine, guest).map_err(ImageError::Build)?;
     if preemption == Preemption::Safepoint {
         snapshot = safepoint::instrument(&snapshot).map_err(ImageError::Build)?;
     }
@@ -68,7 +73,7 @@ pub fn load_or_build(engine: &Engine, preemption: Preemption, cache_dir: &Path) 
 }
 
 /// Everything that the compiled code depends on: the guest, and wasmtime's version and settings.
-fn cache_key(engine: &Engine, preemption: Preemption) -> String {
+fn cache_key(engine: &Engine, guest: &[u8], preemption: Preemption) -> String {
     struct Blake3(blake3::Hasher);
     impl Hasher for Blake3 {
         fn finish(&self) -> u64 {
@@ -79,7 +84,7 @@ fn cache_key(engine: &Engine, preemption: Preemption) -> String {
         }
     }
     let mut hasher = Blake3(blake3::Hasher::new());
-    hasher.write(GUEST);
+    hasher.write(guest);
     // What is done to the guest before it is compiled.
     hasher.write(match preemption {
         Preemption::Safepoint => b"safepoint 1",
@@ -128,10 +133,10 @@ fn image_path(pointer: &Path, hash: blake3::Hash) -> PathBuf {
 }
 
 /// Runs the guest's `init` and writes what it leaves into a module.
-fn snapshot(engine: &Engine) -> wasmtime::Result<Vec<u8>> {
+fn snapshot(engine: &Engine, guest: &[u8]) -> wasmtime::Result<Vec<u8>> {
     let mut linker: Linker<WasiP1Ctx> = Linker::new(engine);
     wasmtime_wasi::p1::add_to_linker_async(&mut linker, |wasi| wasi)?;
-    let module = Module::new(engine, GUEST)?;
+    let module = Module::new(engine, guest)?;
     // `init` has nobody to talk to: the guest's other imports trap.
     linker.define_unknown_imports_as_traps(&module)?;
     let mut store = Store::new(engine, WasiCtxBuilder::new().build_p1());
@@ -139,5 +144,5 @@ fn snapshot(engine: &Engine) -> wasmtime::Result<Vec<u8>> {
     let mut wizer = Wizer::new();
     wizer.init_func("init");
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(wizer.run(&mut store, GUEST, async |store, module| linker.instantiate_async(store, module).await))
+    runtime.block_on(wizer.run(&mut store, guest, async |store, module| linker.instantiate_async(store, module).await))
 }

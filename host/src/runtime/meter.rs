@@ -1,10 +1,13 @@
-//! CPU time of one VM: measured by slice, charged against its budget, time parked in I/O not counted.
+//! CPU time: measured by slice, charged against a budget, time parked in I/O not counted.
+//!
+//! The budget is the request's. Its VM and those of its workers, each with a meter of its own, charge the
+//! same one, so more VMs use it up sooner and no later.
 
 use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -15,52 +18,88 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::preempt::Target;
 
-/// What a VM has used of its CPU budget.
-///
-/// [`Metered`] writes it at both ends of a slice, on the worker that runs the VM. Within the slice the
-/// VM's own checks read it, and the watcher's, from its thread.
+/// CPU time that the VMs of one request may use together, and what they have used of it.
 #[derive(Debug)]
-pub struct CpuMeter {
-    budget_nanoseconds: AtomicU64,
+pub struct CpuBudget {
+    /// What was given last.
+    last_given_nanoseconds: AtomicU64,
+    /// How much may be used until the VMs are killed.
+    limit_nanoseconds: AtomicU64,
     used_nanoseconds: AtomicU64,
-    /// The worker's CPU clock when the slice began.
-    slice_start_nanoseconds: AtomicU64,
+    /// Whether several VMs charge it.
+    is_shared: AtomicBool,
 }
 
-/// The VM's CPU budget is used up.
+/// Charges one VM's slices to its budget.
+///
+/// [`Metered`] does so at the end of a slice, on the worker that runs the VM. Within the slice the VM's
+/// own checks do, and the watcher, from its thread.
+#[derive(Debug)]
+pub struct CpuMeter {
+    budget: Arc<CpuBudget>,
+    /// The worker's CPU clock up to which the slice is charged.
+    charged_until_nanoseconds: AtomicU64,
+}
+
+/// The CPU budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the CPU budget is used up")]
 pub struct CpuExhausted;
 
-impl CpuMeter {
-    /// A meter with nothing used.
-    pub fn new(budget: Duration) -> Arc<Self> {
+impl CpuBudget {
+    /// A budget with nothing used.
+    pub fn new(total: Duration) -> Arc<Self> {
         Arc::new(Self {
-            budget_nanoseconds: AtomicU64::new(nanoseconds(budget)),
+            last_given_nanoseconds: AtomicU64::new(nanoseconds(total)),
+            limit_nanoseconds: AtomicU64::new(nanoseconds(total)),
             used_nanoseconds: AtomicU64::new(0),
-            slice_start_nanoseconds: AtomicU64::new(0),
+            is_shared: AtomicBool::new(false),
         })
     }
 
-    /// CPU time of all finished slices.
+    /// What was given last, for messages.
+    pub fn last_given(&self) -> Duration {
+        Duration::from_nanos(self.last_given_nanoseconds.load(Ordering::Relaxed))
+    }
+
+    /// CPU time of all slices so far, as far as they are charged.
     pub fn used(&self) -> Duration {
         Duration::from_nanos(self.used_nanoseconds.load(Ordering::Relaxed))
     }
 
-    /// Gives a new budget from now on, between two slices.
-    pub fn renew(&self, budget: Duration) {
-        let used = self.used_nanoseconds.load(Ordering::Relaxed);
-        self.budget_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
+    /// Says that from now on several VMs charge it.
+    pub fn share(&self) {
+        self.is_shared.store(true, Ordering::Relaxed);
     }
 
-    fn budget(&self) -> u64 {
-        self.budget_nanoseconds.load(Ordering::Relaxed)
+    /// Gives `budget` from now on, whatever was used before.
+    pub fn renew(&self, budget: Duration) {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        self.last_given_nanoseconds.store(nanoseconds(budget), Ordering::Relaxed);
+        self.limit_nanoseconds.store(used.saturating_add(nanoseconds(budget)), Ordering::Relaxed);
+    }
+
+    /// Whether it would be used up after `more` time.
+    fn is_exceeded_after(&self, more: Duration) -> bool {
+        let used = self.used_nanoseconds.load(Ordering::Relaxed);
+        used.saturating_add(nanoseconds(more)) > self.limit_nanoseconds.load(Ordering::Relaxed)
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.is_exceeded_after(Duration::ZERO)
+    }
+}
+
+impl CpuMeter {
+    /// A meter that charges `budget`.
+    pub fn new(budget: Arc<CpuBudget>) -> Arc<Self> {
+        Arc::new(Self { budget, charged_until_nanoseconds: AtomicU64::new(0) })
     }
 
     /// Judges the budget in the middle of a slice.
     ///
     /// # Errors
-    /// [`CpuExhausted`] when finished slices and this one are over the budget.
+    /// [`CpuExhausted`] when the slices so far and this one are over the budget.
     pub fn check(&self) -> Result<(), CpuExhausted> {
         if self.exceeds_at(thread_cpu_nanoseconds()) { Err(CpuExhausted) } else { Ok(()) }
     }
@@ -68,32 +107,36 @@ impl CpuMeter {
     /// Judges the budget while the VM is off its worker.
     ///
     /// # Errors
-    /// [`CpuExhausted`] when the finished slices are over the budget.
+    /// [`CpuExhausted`] when the slices so far are over the budget.
     pub fn check_between_slices(&self) -> Result<(), CpuExhausted> {
-        let used = self.used_nanoseconds.load(Ordering::Relaxed);
-        if used > self.budget() { Err(CpuExhausted) } else { Ok(()) }
+        if self.budget.is_exceeded() { Err(CpuExhausted) } else { Ok(()) }
     }
 
     /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
-    /// CPU time.
+    /// CPU time. With a shared budget it always could: other VMs use it at the same time.
     pub fn would_exceed(&self, elapsed: Duration) -> bool {
-        let used = self.used_nanoseconds.load(Ordering::Relaxed);
-        used.saturating_add(nanoseconds(elapsed)) > self.budget()
+        self.budget.is_shared.load(Ordering::Relaxed) || self.budget.is_exceeded_after(elapsed)
     }
 
-    /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`.
+    /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`. Charges the slice
+    /// up to there, so that the other VMs of a shared budget know.
     pub fn exceeds_at(&self, now_nanoseconds: u64) -> bool {
-        let slice = now_nanoseconds.saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
-        self.used_nanoseconds.load(Ordering::Relaxed).saturating_add(slice) > self.budget()
+        self.charge_until(now_nanoseconds);
+        self.budget.is_exceeded()
     }
 
     fn begin_slice(&self) {
-        self.slice_start_nanoseconds.store(thread_cpu_nanoseconds(), Ordering::Relaxed);
+        self.charged_until_nanoseconds.store(thread_cpu_nanoseconds(), Ordering::Relaxed);
     }
 
     fn end_slice(&self) {
-        let slice = thread_cpu_nanoseconds().saturating_sub(self.slice_start_nanoseconds.load(Ordering::Relaxed));
-        self.used_nanoseconds.fetch_add(slice, Ordering::Relaxed);
+        self.charge_until(thread_cpu_nanoseconds());
+    }
+
+    /// Each nanosecond is charged once, whoever charges it, and in whatever order they come.
+    fn charge_until(&self, now_nanoseconds: u64) {
+        let until = self.charged_until_nanoseconds.fetch_max(now_nanoseconds, Ordering::Relaxed);
+        self.budget.used_nanoseconds.fetch_add(now_nanoseconds.saturating_sub(until), Ordering::Relaxed);
     }
 }
 
@@ -145,22 +188,63 @@ impl<F: Future> Future for Metered<F> {
 mod tests {
     use super::*;
 
+    /// A budget, and two meters that charge it.
+    fn shared(total: Duration) -> (Arc<CpuBudget>, [Arc<CpuMeter>; 2]) {
+        let budget = CpuBudget::new(total);
+        let meters = [CpuMeter::new(Arc::clone(&budget)), CpuMeter::new(Arc::clone(&budget))];
+        (budget, meters)
+    }
+
+    fn spin_a_little() {
+        let start = thread_cpu_nanoseconds();
+        while thread_cpu_nanoseconds() == start {}
+    }
+
     #[test]
     fn a_meter_over_its_budget_says_so_within_the_slice() {
-        let meter = CpuMeter::new(Duration::ZERO);
+        let meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
         meter.begin_slice();
-        while thread_cpu_nanoseconds() == meter.slice_start_nanoseconds.load(Ordering::Relaxed) {}
+        spin_a_little();
         assert_eq!(meter.check(), Err(CpuExhausted));
     }
 
     #[test]
     fn a_slice_is_charged_once_it_ends() {
-        let meter = CpuMeter::new(Duration::from_secs(60));
+        let (budget, [meter, _]) = shared(Duration::from_secs(60));
         meter.begin_slice();
-        assert_eq!(meter.used(), Duration::ZERO);
-        while thread_cpu_nanoseconds() == meter.slice_start_nanoseconds.load(Ordering::Relaxed) {}
+        assert_eq!(budget.used(), Duration::ZERO);
+        spin_a_little();
         meter.end_slice();
-        assert!(meter.used() > Duration::ZERO);
-        assert_eq!(meter.check(), Ok(()));
+        assert!(budget.used() > Duration::ZERO);
+        assert_eq!(meter.check_between_slices(), Ok(()));
+    }
+
+    #[test]
+    fn no_time_is_charged_twice() {
+        let (budget, [meter, _]) = shared(Duration::from_nanos(100));
+        for (now, used, exceeded) in
+            [(40, 40, false), (30, 40, false), (100, 100, false), (101, 101, true), (101, 101, true)]
+        {
+            assert_eq!(meter.exceeds_at(now), exceeded, "{now}");
+            assert_eq!(budget.used(), Duration::from_nanos(used), "{now}");
+        }
+    }
+
+    #[test]
+    fn a_renewed_budget_counts_from_what_was_used() {
+        let (budget, [one, other]) = shared(Duration::from_nanos(100));
+        assert!(one.exceeds_at(150));
+        budget.renew(Duration::from_nanos(10));
+        assert!(!one.exceeds_at(155) && !other.exceeds_at(5) && other.exceeds_at(6));
+        assert_eq!(budget.last_given(), Duration::from_nanos(10));
+    }
+
+    #[test]
+    fn all_meters_of_a_budget_are_over_it_together() {
+        let (_, [one, other]) = shared(Duration::from_nanos(100));
+        assert!(!one.exceeds_at(60) && !other.exceeds_at(40));
+        assert_eq!((one.check_between_slices(), other.check_between_slices()), (Ok(()), Ok(())));
+        assert!(other.exceeds_at(41));
+        assert_eq!(one.check_between_slices(), Err(CpuExhausted));
     }
 }

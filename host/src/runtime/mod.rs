@@ -10,6 +10,7 @@
 //! | [`vm`] | one instance and the calls into it |
 //! | [`state`] | what the host keeps beside a VM: meters, and the line to the broker |
 //! | [`imports`] | what the guest may call |
+//! | [`workers`] | further VMs for a request that has one |
 //! | [`scheduler`] | worker threads and the fair queue of runnable VMs |
 
 mod clocks;
@@ -26,8 +27,10 @@ mod scheduler;
 mod state;
 mod tenant_image;
 mod vm;
+mod workers;
 
 use std::{
+    borrow::Cow,
     io,
     num::NonZeroUsize,
     path::PathBuf,
@@ -39,12 +42,13 @@ use neoc_abi::{
     event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
     log::{Level, Record},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::{InstancePre, Linker};
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
-pub use image::ImageError;
+pub use image::{GUEST, ImageError};
+pub use meter::CpuBudget;
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
@@ -83,6 +87,8 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// How running VMs are stopped.
     pub preemption: Preemption,
+    /// The VM, as a wasm module: [`GUEST`], unless a test needs another build of it.
+    pub guest: Cow<'static, [u8]>,
 }
 
 /// Why the runtime does not start.
@@ -115,6 +121,8 @@ pub struct Runtime {
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
     n_slots: u32,
+    /// Held to read by whoever sees detached tasks to their end.
+    outliving: Arc<RwLock<()>>,
 }
 
 /// A script to load.
@@ -140,8 +148,8 @@ pub struct Job {
     pub event: Event,
     /// Memory for this VM, in bytes.
     pub memory_bytes: usize,
-    /// CPU time for it, time parked in I/O not counted.
-    pub cpu: Duration,
+    /// CPU time for it and its workers, time parked in I/O not counted.
+    pub cpu: Arc<CpuBudget>,
     /// Time for it, all included.
     pub wall: Duration,
     /// Where its lines go.
@@ -157,7 +165,7 @@ pub struct Job {
 pub struct Ended {
     /// How the script ended.
     pub finish: Finish,
-    /// CPU time it used.
+    /// CPU time it used, with its workers.
     pub cpu: Duration,
     /// How often its VM stood still, because the script waited where Luau cannot yield.
     pub n_stalls: u32,
@@ -174,7 +182,7 @@ impl Runtime {
         let instances = settings.instances;
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, settings.preemption, &settings.cache_dir)?;
+        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let image = linker.instantiate_pre(&module).map_err(refused)?;
@@ -197,7 +205,7 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances })
+        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
@@ -221,11 +229,11 @@ impl Runtime {
                 heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
             };
             let reach = Reach::Modules(source.modules);
-            let state = State::new(source.memory_bytes, CpuMeter::new(LOAD_CPU), log, reach);
+            let state = State::new(source.memory_bytes, CpuMeter::new(CpuBudget::new(LOAD_CPU)), log, reach);
             let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
             match vm.load(&bundle).await.map_err(failed)? {
                 Finish::Failed(error) => Err(LoadError::Script(error)),
-                Finish::Done | Finish::Response(_) => {
+                Finish::Done | Finish::Response(_) | Finish::Worked(_) => {
                     TenantImage::capture(&mut vm, &runtime.base_memory).await.map_err(failed)
                 }
             }
@@ -239,7 +247,11 @@ impl Runtime {
     ///
     /// # Errors
     /// Why its VM was killed.
-    pub async fn run(self: &Arc<Self>, job: Job) -> Result<Ended, Failure> {
+    pub async fn run(self: &Arc<Self>, mut job: Job) -> Result<Ended, Failure> {
+        if job.effects.has_workers() {
+            let launcher = workers::launcher(self, &job);
+            job.effects.set_launcher(launcher);
+        }
         let (wall, share, detach, log) = (job.wall, job.share.clone(), job.detach.clone(), job.log.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
         let (end, mut ended) = oneshot::channel();
@@ -261,7 +273,13 @@ impl Runtime {
             return Ok(ended);
         }
         match detach {
-            Some(grant) if ended.has_detached => drop(tokio::spawn(outlive(work, grant.wall, log))),
+            Some(grant) if ended.has_detached => {
+                let seen = Arc::clone(&self.outliving).read_owned().await;
+                tokio::spawn(async move {
+                    outlive(work, grant.wall, log).await;
+                    drop(seen);
+                });
+            }
             // The VM is dropped before the answer goes out: what follows finds its slot free.
             _ => drop(work.await),
         }
@@ -270,6 +288,7 @@ impl Runtime {
 
     /// Waits until no VM is alive.
     pub async fn idle(&self) {
+        drop(self.outliving.write().await);
         // The slots never close.
         let _all = self.slots.acquire_many(self.n_slots).await;
     }
@@ -294,11 +313,12 @@ impl Runtime {
 
     /// The life of a VM: start it, and deliver what its operations bring until all its tasks have ended. How
     /// the script ended goes to `end`, before the tasks that were detached go on.
-    async fn drive(self: Arc<Self>, job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
+    async fn drive(self: Arc<Self>, mut job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
+        // First here, so dropped last: a worker's place is free when nothing of its VM is left.
+        let _held = job.effects.take_held();
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu);
-        let meter = CpuMeter::new(cpu);
-        let state = State::new(memory_bytes, Arc::clone(&meter), log, Reach::Effects(effects));
+        let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
+        let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
         let start = Start { event, random_seed: random_seed() };
         let mut n_waiting = vm.start(&start).await.map_err(failed)?;
@@ -307,11 +327,15 @@ impl Runtime {
             if let Some(finish) = vm.take_finish()
                 && let Some(end) = end.take()
             {
-                let ended = Ended { finish, cpu: meter.used(), n_stalls: vm.n_stalls(), has_detached: n_waiting > 0 };
+                let ended = Ended { finish, cpu: cpu.used(), n_stalls: vm.n_stalls(), has_detached: n_waiting > 0 };
                 // Nobody waits for it when the client has left.
                 let _ = end.send(ended);
-                // Without a grant the broker let no task be detached.
-                meter.renew(detach.as_ref().map_or(Duration::ZERO, |grant| grant.cpu));
+                // Without a grant the broker let no task be detached. What waits all the same has no business to.
+                let Some(grant) = &detach else { return Ok(()) };
+                cpu.renew(grant.cpu);
+                if n_waiting > 0 {
+                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                }
             }
             if n_waiting == 0 {
                 return Ok(());
@@ -351,7 +375,8 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
 /// The memory of a VM with no script in it, and where its interrupt is.
 fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(LOAD_CPU), ScriptLog::discard(), Reach::Nothing);
+    let state =
+        State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(LOAD_CPU)), ScriptLog::discard(), Reach::Nothing);
     runtime.block_on(async {
         let mut vm = Vm::instantiate(image, preempt, state).await?;
         let memory = vm.memory()?.to_vec();

@@ -77,8 +77,11 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.queue.close();
         for worker in self.workers.drain(..) {
-            // A worker that panicked has nothing left to clean up.
-            let _ = worker.join();
+            // A worker that drops the last guest may be the one that ends them all.
+            if worker.thread().id() != thread::current().id() {
+                // A worker that panicked has nothing left to clean up.
+                let _ = worker.join();
+            }
         }
     }
 }

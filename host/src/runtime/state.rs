@@ -5,7 +5,7 @@ use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 use futures_util::FutureExt;
 use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, event::Finish, log::Record, wire};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc, oneshot::error::TryRecvError},
     task::{AbortHandle, JoinSet},
 };
 use wasmtime::{Error, Memory, Result};
@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     broker::{self, Broker, Caller, Permit},
-    capability::{self, Capabilities, module::Folder},
+    capability::{
+        self, Capabilities,
+        module::Folder,
+        workers::{Gone, Launch, Launcher, Place},
+    },
     script_log::ScriptLog,
 };
 
@@ -136,17 +140,42 @@ impl State {
 ///
 /// Dropping it aborts them all: their sockets close and their permits return.
 pub struct Effects {
-    broker: Arc<Broker>,
-    capabilities: Arc<Capabilities>,
+    line: Line,
     caller: Arc<Caller>,
-    modules: Arc<Folder>,
-    io: tokio::runtime::Handle,
+    /// Starts workers. Absent in a worker, and without a grant.
+    launcher: Option<Launcher>,
     running: JoinSet<()>,
     /// Those whose completion the guest waits for.
     awaited: HashMap<u32, AbortHandle>,
     completions: mpsc::UnboundedSender<Completion>,
     finished: mpsc::UnboundedReceiver<Completion>,
+    /// What a worker takes up among those of its request.
+    held: Option<Held>,
 }
+
+/// What all VMs of a request do their effects with.
+#[derive(Clone)]
+pub struct Line {
+    broker: Arc<Broker>,
+    capabilities: Arc<Capabilities>,
+    /// The script's own modules.
+    modules: Arc<Folder>,
+    io: tokio::runtime::Handle,
+}
+
+/// A place among the request's workers, and bytes of arguments.
+pub type Held = (Place, OwnedSemaphorePermit);
+
+// === impl Line ===
+
+impl Line {
+    /// The effects of a worker.
+    pub fn worker(&self, caller: Arc<Caller>, held: Held) -> Effects {
+        Effects { held: Some(held), ..Effects::on(self.clone(), caller) }
+    }
+}
+
+// === impl Effects ===
 
 impl Effects {
     /// A line for `caller`, whose script's own modules are `modules`.
@@ -157,9 +186,32 @@ impl Effects {
         modules: Arc<Folder>,
         io: tokio::runtime::Handle,
     ) -> Self {
+        Self::on(Line { broker, capabilities, modules, io }, caller)
+    }
+
+    fn on(line: Line, caller: Arc<Caller>) -> Self {
         let (completions, finished) = mpsc::unbounded_channel();
         let (running, awaited) = (JoinSet::new(), HashMap::new());
-        Self { broker, capabilities, caller, modules, io, running, awaited, completions, finished }
+        Self { line, caller, launcher: None, running, awaited, completions, finished, held: None }
+    }
+
+    /// What workers do their effects with.
+    pub(super) fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// Whether it needs a launcher.
+    pub(super) fn has_workers(&self) -> bool {
+        self.caller.has_workers()
+    }
+
+    /// What is to be kept until the VM is gone.
+    pub(super) fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
+    }
+
+    pub(super) fn set_launcher(&mut self, launcher: Launcher) {
+        self.launcher = Some(launcher);
     }
 
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
@@ -170,7 +222,7 @@ impl Effects {
         }
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
-        let permit = match self.broker.authorize(&self.caller, operation) {
+        let permit = match self.line.broker.authorize(&self.caller, operation) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
@@ -179,23 +231,31 @@ impl Effects {
             Err(permit) => permit,
         };
         if let Permit::Module(permit) = &permit
-            && let Some(reply) = self.modules.recall(permit)
+            && let Some(reply) = self.line.modules.recall(permit)
         {
             return Some(Ok(Reply::Module(reply)));
         }
-        let (capabilities, modules) = (Arc::clone(&self.capabilities), Arc::clone(&self.modules));
-        let completion = CompleteOnDrop { id, completions: self.completions.clone(), outcome: None };
+        let (capabilities, modules) = (Arc::clone(&self.line.capabilities), Arc::clone(&self.line.modules));
+        let (launch, gone) = self.launch_for(&permit).unzip();
+        let (completions, io) = (self.completions.clone(), self.line.io.clone());
+        let completion = CompleteOnDrop { id, completions, outcome: None, gone, io };
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
-            let effect = AssertUnwindSafe(capability::perform(&capabilities, &modules, permit)).catch_unwind();
+            let effect = capability::perform(&capabilities, &modules, launch, permit);
+            let effect = AssertUnwindSafe(effect).catch_unwind();
             completion.outcome = Some(effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
             }));
         };
-        self.awaited.insert(id, self.running.spawn_on(work, &self.io));
+        self.awaited.insert(id, self.running.spawn_on(work, &self.line.io));
         None
+    }
+
+    fn launch_for(&self, permit: &Permit) -> Option<(Launch, Gone)> {
+        let launcher = self.launcher.as_ref().filter(|_| matches!(permit, Permit::Workers(_)))?;
+        Some(Launch::new(Arc::clone(launcher)))
     }
 
     /// Stops an operation. If the guest wants it confirmed, it stays on the list until its completion comes.
@@ -237,14 +297,27 @@ struct CompleteOnDrop {
     id: u32,
     completions: mpsc::UnboundedSender<Completion>,
     outcome: Option<Outcome>,
+    /// For an operation that has a VM of its own, which a script worker drops a little later.
+    gone: Option<Gone>,
+    io: tokio::runtime::Handle,
 }
 
 impl Drop for CompleteOnDrop {
     fn drop(&mut self) {
         let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
         let outcome = self.outcome.take().unwrap_or_else(stopped);
+        let completion = Completion { id: self.id, outcome };
+        let completions = self.completions.clone();
         // Nobody listens when the VM has ended meanwhile; then nobody needs the outcome.
-        let _ = self.completions.send(Completion { id: self.id, outcome });
+        let still_there = self.gone.take_if(|gone| gone.try_recv() == Err(TryRecvError::Empty));
+        match still_there {
+            Some(gone) => drop(self.io.spawn(async move {
+                // It never sends anything.
+                let _ = gone.await;
+                let _ = completions.send(completion);
+            })),
+            None => drop(completions.send(completion)),
+        }
     }
 }
 
@@ -253,7 +326,7 @@ impl Drop for CompleteOnDrop {
 fn within(limit_bytes: usize, completion: Completion) -> Completion {
     let Completion { id, outcome } = completion;
     let outcome = match outcome {
-        Ok(reply) if wire::encoded_bytes(&reply) > limit_bytes => Err(OperationError::limit(
+        outcome if wire::encoded_bytes(&outcome) > limit_bytes => Err(OperationError::limit(
             "memory",
             format!("the reply is larger than the {limit_bytes} bytes that fit into the script's memory"),
         )),

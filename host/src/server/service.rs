@@ -17,7 +17,7 @@ use crate::{
     capability::{Capabilities, OpenError},
     policy::Policy,
     request_id,
-    runtime::{Effects, Failure, Job, Runtime},
+    runtime::{CpuBudget, Effects, Failure, Job, Runtime},
     script_log::ScriptLog,
     tenant::{ScriptProblem, Tenant},
 };
@@ -144,7 +144,7 @@ impl Service {
             image: Arc::clone(&tenant.image),
             event: Event::Request(request),
             memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
-            cpu: limits.cpu,
+            cpu: CpuBudget::new(limits.cpu),
             wall: limits.wall,
             log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
             effects,
@@ -174,7 +174,7 @@ fn finished(finish: Finish, tenant: &Tenant, id: &str) -> Answer {
                 message = error.message, traceback = error.traceback, "the script failed");
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id);
         }
-        Finish::Done => "it gave no response".to_owned(),
+        Finish::Done | Finish::Worked(_) => "it gave no response".to_owned(),
     };
     tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, problem, "the script's response is not valid");
     plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
