@@ -121,6 +121,22 @@ fn waiting_costs_no_cpu_time_but_ends_at_the_wall_limit() {
 }
 
 #[test]
+fn a_stall_counts_though_its_request_was_ended_or_answered_before() {
+    let script = "local task = require('std:task')
+        local waits = setmetatable({}, { __index = function(_, seconds) return task.wait(seconds) end })
+        return function(request)
+            task.detach(function() task.wait(0) return waits[0.001] end)
+            return if request.query.s then waits[tonumber(request.query.s)] else 'answered'
+        end";
+    let toml = "routes = [\"/a\"]\n[tenant.a.limits]\nwall = \"300 ms\"\n[tenant.a.allow.detach]";
+    let (_folder, host) = start(&[("a", script, toml)]);
+    assert_eq!(host.get("/a").body, "answered");
+    assert_eq!(host.get("/a?s=3600").status, 504);
+    let log = host.stop();
+    assert!(log.contains("\"message\":\"stalls since the start\",\"count\":2"), "{log}");
+}
+
+#[test]
 fn requests_over_the_rate_get_429_with_retry_after() {
     let limits = "routes = [\"/a\"]\n[tenant.a.limits]\nrequests = \"2/h\"";
     let other = "return function() return 'other' end";

@@ -6,6 +6,7 @@
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
 //! | [`conformance`] | Luau's own test files, in the guest |
+//! | [`contexts`] | a call that yields works wherever it stands, and each tag of the registry is true |
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
@@ -22,6 +23,7 @@ mod cases;
 mod cli;
 mod concurrency;
 mod conformance;
+mod contexts;
 mod denials;
 mod examples;
 mod host;

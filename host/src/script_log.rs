@@ -42,12 +42,18 @@ pub struct Quota {
     lost_lines: AtomicU64,
     /// Where the tenant's VMs have stood still, so that each place is logged once.
     stalls: Mutex<HashSet<String>>,
+    n_stalls: AtomicU64,
 }
 
 impl Quota {
     /// A quota with `bytes` to take from.
     pub fn new(bytes: RateLimiter) -> Self {
-        Self { bytes, lost_lines: AtomicU64::new(0), stalls: Mutex::default() }
+        Self { bytes, lost_lines: AtomicU64::new(0), stalls: Mutex::default(), n_stalls: AtomicU64::new(0) }
+    }
+
+    /// How often the tenant's VMs have stood still, those that were ended meanwhile included.
+    pub fn n_stalls(&self) -> u64 {
+        self.n_stalls.load(Ordering::Relaxed)
     }
 }
 
@@ -74,7 +80,10 @@ impl ScriptLog {
         let known = match &self.0 {
             Sink::Discard => return,
             Sink::Terminal { stalls } => stalls,
-            Sink::Tenant { quota, .. } => &quota.stalls,
+            Sink::Tenant { quota, .. } => {
+                quota.n_stalls.fetch_add(1, Ordering::Relaxed);
+                &quota.stalls
+            }
         };
         {
             let mut known = known.lock();

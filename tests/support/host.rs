@@ -35,7 +35,7 @@ impl Host {
     /// As [`Host::start`], with any name of the policy.
     pub fn start_file(policy: &Path) -> Self {
         let mut command = neoc();
-        command.arg("host").arg("--policy").arg(policy).env("NEOC_LOG", "info,neoc::audit=debug");
+        command.arg("host").arg("--policy").arg(policy).env("NEOC_LOG", "info,neoc::audit=debug,neoc::request=debug");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (sink, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());

@@ -2,10 +2,10 @@
 //! handler of `xpcall`.
 //!
 //! There the call keeps the stack, and the whole VM stands still until it can go on: a stall, which the host
-//! counts, and logs once for each place. A call that waits for the host lets no other task run meanwhile. One
-//! that waits for other tasks must let them run, on top of its own stack; so deep in each other, and no
-//! deeper than [`MAX_BLOCKED`], can such calls be. Nothing waits for ever: when no task can run and the host
-//! works on nothing, the call that stands on top is refused.
+//! counts, and logs once for each place. A call that waits for the host lets no other task run meanwhile, be it
+//! made in a coroutine there. One that waits for other tasks must let them run, on top of its own stack; so deep
+//! in each other, and no deeper than [`MAX_BLOCKED`], can such calls be. Nothing waits for ever: when no task can
+//! run and the host works on nothing, the call that stands on top is refused.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -19,7 +19,7 @@ use neoc_abi::OperationError;
 use super::{TASKS, cancel, current, deliver, poll_as, run_until, wait, wake_last};
 use crate::{host, operation};
 
-/// How many calls may wait on top of each other.
+/// How many calls that wait for tasks may stand on top of each other.
 const MAX_BLOCKED: usize = 8;
 
 /// What a call waits for.
@@ -32,7 +32,7 @@ pub enum WaitsFor {
 }
 
 thread_local! {
-    /// How many calls wait now, on top of each other.
+    /// How many calls wait for tasks now, on top of each other.
     static BLOCKED: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -54,7 +54,7 @@ pub fn block_on<T>(
         return Ok(value);
     }
     host::stall(&place());
-    let _guard = Guard::enter(api)?;
+    let _guard = Guard::enter(api, waits_for)?;
     loop {
         step(api, waits_for, task, &|| flag.is_raised())?;
         flag.lower();
@@ -73,8 +73,10 @@ pub fn block_until_woken(api: &str, place: impl FnOnce() -> String) -> Result<()
     let is_woken = || TASKS.with_borrow(|tasks| tasks.alive.get(&task).is_none_or(|task| task.woken));
     if !is_woken() {
         host::stall(&place());
-        let _guard = Guard::enter(api)?;
-        step(api, WaitsFor::Tasks, task, &is_woken)?;
+        let is_hosts = operation::is_awaited_by(task) && !wait::is_awaited_by(task);
+        let waits_for = if is_hosts { WaitsFor::Host } else { WaitsFor::Tasks };
+        let _guard = Guard::enter(api, waits_for)?;
+        step(api, waits_for, task, &is_woken)?;
     }
     super::lower_woken(task);
     Ok(())
@@ -103,11 +105,15 @@ fn step(api: &str, waits_for: WaitsFor, task: u32, is_woken: &dyn Fn() -> bool) 
     Ok(())
 }
 
-/// One more call that waits. Dropped when it goes on.
+/// One more call that waits for tasks. Dropped when it goes on.
 struct Guard;
 
 impl Guard {
-    fn enter(api: &str) -> Result<Self, OperationError> {
+    /// None for a call that waits for the host: nothing runs on top of it.
+    fn enter(api: &str, waits_for: WaitsFor) -> Result<Option<Self>, OperationError> {
+        if waits_for == WaitsFor::Host {
+            return Ok(None);
+        }
         let blocked = BLOCKED.get();
         if blocked >= MAX_BLOCKED {
             let message = format!(
@@ -116,7 +122,7 @@ impl Guard {
             return Err(OperationError::limit("stall_depth", message));
         }
         BLOCKED.set(blocked + 1);
-        Ok(Self)
+        Ok(Some(Self))
     }
 }
 

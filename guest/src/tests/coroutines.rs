@@ -137,6 +137,11 @@ fn a_stall_says_where_it_is() {
     let mut guest = Guest::run(&format!("{TASK}{source}"));
     assert_eq!(guest.stalls(), ["main.luau:3: task.wait"]);
     assert_eq!(guest.finish(), Some(Finish::Done));
+    let source = "local function wait() task.wait(1) end
+                  string.gsub('a', 'a', function() coroutine.resume(coroutine.create(wait)) end)
+                  string.gsub('a', 'a', function() coroutine.wrap(wait)() end)";
+    let mut guest = Guest::run(&format!("{TASK}{source}"));
+    assert_eq!(guest.stalls(), ["main.luau:3: coroutine.resume", "main.luau:4: coroutine.wrap"]);
     let mut guest = Guest::run(&format!("{TASK}task.wait(1)"));
     guest.answer_all();
     assert_eq!(guest.stalls(), [""; 0]);
@@ -191,6 +196,39 @@ fn stalls_on_top_of_each_other_are_bounded() {
          end
          print(nest(1))",
         "9 limit stall_depth",
+    );
+}
+
+#[test]
+fn as_many_tasks_as_like_may_wait_for_the_host_where_luau_cannot_yield() {
+    check_coroutine(
+        "local tasks = {}
+         for i = 1, 20 do
+             tasks[i] = task.spawn(function()
+                 task.wait(0)
+                 local function wait() task.wait(1) return i end
+                 local t = setmetatable({}, { __index = function(_, key)
+                     return if key == 'coroutine' then coroutine.wrap(wait)() else wait()
+                 end })
+                 return t.coroutine + t.plain
+             end)
+         end
+         local sum = 0
+         for _, result in task.await_all(tasks) do sum += result end
+         print(sum)",
+        "420",
+    );
+    // So they may on top of as many calls as can wait for tasks.
+    check_coroutine(
+        "local function nest(depth)
+             local t = setmetatable({}, { __index = function()
+                 if depth > 8 then return task.wait(1) end
+                 return 1 + task.await(task.defer(nest, depth + 1))
+             end })
+             return t.x
+         end
+         print(nest(1))",
+        "9",
     );
 }
 

@@ -484,6 +484,11 @@ fn a_module_loads_where_luau_cannot_yield() {
          print(lazy.a)",
         "once;a",
     );
+    // Whatever it is that waits, the log names what the script has called.
+    put(&[("a.luau", "require('std:task').wait(1) return 'a'")]);
+    let mut guest = Guest::run("print(setmetatable({}, { __index = function() return require('./a') end }).x)");
+    let stalls = guest.stalls();
+    assert!(!stalls.is_empty() && stalls.iter().all(|place| place == "main.luau:1: require"), "{stalls:?}");
 }
 
 #[test]

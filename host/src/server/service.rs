@@ -3,14 +3,7 @@
 //! A client learns nothing of policy, script or host: an answer of ours is one line of text and the
 //! request's name, under which the operator finds the rest in the log.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -42,8 +35,6 @@ pub struct Service {
     broker: Arc<Broker>,
     capabilities: Arc<Capabilities>,
     io: tokio::runtime::Handle,
-    /// How often VMs stood still, because a script waited where Luau cannot yield.
-    stalls: AtomicU64,
 }
 
 /// Why a policy cannot be served.
@@ -76,7 +67,7 @@ impl Service {
             return Err(LoadError::Scripts(problems));
         }
         let io = tokio::runtime::Handle::current();
-        Ok(Self { policy, tenants, runtime, broker, capabilities, io, stalls: AtomicU64::new(0) })
+        Ok(Self { policy, tenants, runtime, broker, capabilities, io })
     }
 
     /// Waits until no script runs, detached tasks included.
@@ -89,7 +80,7 @@ impl Service {
         for ((capability, reason), count) in self.broker.decisions().counters() {
             tracing::info!(target: "neoc::audit", capability, reason, count, "decisions since the start");
         }
-        let count = self.stalls.load(Ordering::Relaxed);
+        let count: u64 = self.tenants.values().map(|tenant| tenant.log_quota.n_stalls()).sum();
         if count > 0 {
             tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
@@ -163,7 +154,6 @@ impl Service {
             Ok(ended) => {
                 let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
                 let n_stalls = ended.n_stalls;
-                self.stalls.fetch_add(n_stalls.into(), Ordering::Relaxed);
                 tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
                 finished(ended.finish, tenant, id)
             }
