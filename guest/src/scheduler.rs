@@ -56,6 +56,8 @@ struct Tasks {
     current: u32,
     /// How many calls to `spawn` the running one is inside of.
     depth: usize,
+    /// The one that was admitted and has no body yet.
+    admitted: Option<u32>,
     /// Those that have not ended, by number.
     alive: BTreeMap<u32, Task>,
     /// Those that can go on.
@@ -201,6 +203,7 @@ pub fn deliver(batch: Vec<Completion>) {
 pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
     operation::check_open(api)?;
     cancel::check()?;
+    end_bodiless();
     TASKS.with_borrow_mut(|tasks| {
         if tasks.alive.len() > MAX_TASKS {
             let message = format!("{api}: {MAX_TASKS} tasks are alive, which is the most at once");
@@ -211,6 +214,7 @@ pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
             return Err(OperationError::limit("task_depth", message));
         }
         tasks.last_id += 1;
+        tasks.admitted = Some(tasks.last_id);
         tasks.alive.insert(tasks.last_id, Task::new(tasks.last_id, ownership));
         Ok(tasks.last_id)
     })
@@ -264,11 +268,19 @@ fn equip(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
         }
     };
     TASKS.with_borrow_mut(|tasks| {
+        tasks.admitted = None;
         if let Some(task) = tasks.alive.get_mut(&id) {
             task.future = Some(Box::pin(future));
         }
     });
     Ok(())
+}
+
+/// Ends a task that never got a body, because there was no memory for what it needs.
+fn end_bodiless() {
+    if let Some(id) = TASKS.with_borrow_mut(|tasks| tasks.admitted.take()) {
+        end(id);
+    }
 }
 
 /// The life of a task: its body, then its cleanups.
@@ -299,6 +311,7 @@ fn take_turn(id: u32) {
     let Some((mut future, waker, parent)) = taken else { return };
     let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
     TASKS.with_borrow_mut(|tasks| tasks.current = parent);
+    end_bodiless();
     if polled.is_ready() {
         drop(future);
         return end(id);
