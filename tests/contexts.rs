@@ -45,11 +45,10 @@ struct Place {
 const PLAIN: Place = Place { name: "handler", context: Context::Handler };
 
 /// All places.
-const PLACES: [Place; 16] = [
+const PLACES: [Place; 15] = [
     PLAIN,
     Place { name: "spawn", context: Context::Task },
     Place { name: "defer", context: Context::Task },
-    Place { name: "detach", context: Context::Task },
     Place { name: "finally", context: Context::Task },
     Place { name: "resume", context: Context::Coroutine },
     Place { name: "wrap", context: Context::Coroutine },

@@ -140,7 +140,7 @@ fn folder(upstream: &str) -> tempfile::TempDir {
     let (folder, source) = (tempfile::tempdir().unwrap(), repository().join("tests/contexts"));
     copy(&source.join("script"), folder.path(), upstream);
     let tenant = fs::read_to_string(source.join("tenant.toml")).unwrap().replace("UPSTREAM", upstream);
-    let mut policy = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 32\n".to_owned();
+    let mut policy = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 128\n".to_owned();
     for place in PLACES {
         policy.push_str(&tenant.replace("PLACE", place.name));
     }
