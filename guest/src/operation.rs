@@ -232,6 +232,18 @@ pub async fn stop_all() {
     .await;
 }
 
+/// Forgets what a task waits for: whoever waited is gone. The host stops it.
+pub fn abandon(task: u32) {
+    let (ids, in_line) = OPERATIONS.with_borrow_mut(|operations| {
+        let of_task = operations.awaited.iter().filter(|(_, awaited)| awaited.task == task);
+        let ids: Vec<u32> = of_task.map(|(id, _)| *id).collect();
+        let in_line: Vec<_> = ids.iter().filter_map(|id| Some((*id, operations.forget(*id)?))).collect();
+        in_line.into_iter().unzip::<u32, Vec<Waker>, Vec<_>, Vec<_>>()
+    });
+    ids.into_iter().for_each(|id| host::cancel(id, false));
+    in_line.into_iter().flatten().for_each(Waker::wake);
+}
+
 /// Whether a task waits for the outcome of an operation.
 pub fn is_awaited_by(task: u32) -> bool {
     OPERATIONS.with_borrow(|operations| operations.awaited.values().any(|awaited| awaited.task == task))
@@ -240,6 +252,22 @@ pub fn is_awaited_by(task: u32) -> bool {
 /// Whether the host works on anything, so that it will deliver something.
 pub fn any_pending() -> bool {
     OPERATIONS.with_borrow(|operations| operations.n_pending + operations.n_timers > 0)
+}
+
+/// The operations that the host works on, as far as is known here, in order.
+#[cfg(test)]
+pub fn pending() -> Vec<u32> {
+    OPERATIONS.with_borrow(|operations| {
+        operations.awaited.iter().filter(|(_, awaited)| awaited.is_pending()).map(|(id, _)| *id).collect()
+    })
+}
+
+/// The tasks that wait for the outcomes of operations. Nothing: a window waits.
+#[cfg(test)]
+pub fn waiting_tasks() -> Vec<Option<u32>> {
+    OPERATIONS.with_borrow(|operations| {
+        operations.awaited.values().map(|awaited| (awaited.task != NOBODY).then_some(awaited.task)).collect()
+    })
 }
 
 /// An operation that the host works on. Dropping it stops the operation.
@@ -261,8 +289,8 @@ impl Pending {
         })
         .await;
         // It may have ended just before its task was cancelled.
-        if is_tasks {
-            cancel::check()?;
+        if is_tasks && cancel::is_cancelled() {
+            return Err(cancel::refusal());
         }
         outcome.unwrap_or_else(|| Err(request_has_ended()))
     }

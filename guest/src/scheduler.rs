@@ -86,7 +86,7 @@ struct Task {
     cancelled: bool,
     /// Whether it gave up its turn without waiting for anything.
     yielded_plainly: bool,
-    /// How often a call of it has raised that it is cancelled.
+    /// How many calls it has begun when it was cancelled already.
     refusals: u32,
     /// Whether it has asked for cleanups.
     has_cleanups: bool,
@@ -285,8 +285,10 @@ fn end_bodiless() {
 
 /// The life of a task: its body, then its cleanups.
 async fn run(lua: Lua, id: u32, body: impl Future<Output = mlua::Result<()>>) {
-    log_death(cancel::guard(id, body).await.unwrap_or(Ok(())));
-    cancel::clean_up(&lua, id).await;
+    let ended = cancel::guard(id, body).await;
+    let is_settled = matches!(ended, Some(Ok(())));
+    log_death(ended.unwrap_or(Ok(())));
+    cancel::clean_up(&lua, id, is_settled).await;
 }
 
 /// The Luau side catches all that a script can raise. What is left is that memory ran out.
@@ -309,6 +311,8 @@ fn take_turn(id: u32) {
         Some((future, task.waker.clone(), parent))
     });
     let Some((mut future, waker, parent)) = taken else { return };
+    #[cfg(test)]
+    crate::tests::programs::count_turn();
     let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
     TASKS.with_borrow_mut(|tasks| tasks.current = parent);
     end_bodiless();
@@ -339,13 +343,18 @@ fn wake(id: u32) {
 
 /// Takes a task off the table, and wakes those that wait for its end.
 fn end(id: u32) {
-    let (task, idle) = TASKS.with_borrow_mut(|tasks| {
+    let (task, idle, only_daemons) = TASKS.with_borrow_mut(|tasks| {
         let task = tasks.alive.remove(&id);
-        (task, if tasks.any_of_request() { None } else { tasks.idle.take() })
+        let idle = if tasks.any_of_request() { None } else { tasks.idle.take() };
+        (task, idle, tasks.alive.values().all(|task| task.ownership == Ownership::Daemon))
     });
     wait::announce_end(id, task.is_none_or(|task| !task.succeeded));
     if let Some(idle) = idle {
         idle.wake();
+    }
+    // After the answer: those that a detached task has started end with the last of these.
+    if only_daemons {
+        cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
     }
 }
 
@@ -366,29 +375,30 @@ pub async fn yield_once() {
 /// Waits, in the first task, until the request's other tasks have ended. Daemons are cancelled then.
 pub async fn others_ended() {
     poll_fn(|context| {
-        TASKS.with_borrow_mut(|tasks| {
+        let any_of_request = TASKS.with_borrow_mut(|tasks| {
             tasks.idle = Some(context.waker().clone());
-            if tasks.any_of_request() { Poll::Pending } else { Poll::Ready(()) }
-        })
-    })
-    .await;
-    cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
-    poll_fn(|context| {
-        TASKS.with_borrow_mut(|tasks| {
-            if tasks.only_others_are_left() {
-                return Poll::Ready(());
-            }
-            tasks.idle = Some(context.waker().clone());
-            Poll::Pending
-        })
+            tasks.any_of_request()
+        });
+        if any_of_request {
+            return Poll::Pending;
+        }
+        // Each time: the cleanups of daemons can start others, and so can detached tasks.
+        cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
+        if TASKS.with_borrow(Tasks::only_others_are_left) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
 }
 
-/// Polls the first task's thread; it has no cleanups of its own before this is done.
+/// Runs the first task's thread, then its cleanups. For those that await it, it has ended then.
 pub async fn run_first<T>(lua: &Lua, body: impl Future<Output = mlua::Result<T>>) -> mlua::Result<Option<T>> {
     let ended = cancel::guard(FIRST, body).await;
-    cancel::clean_up(lua, FIRST).await;
+    cancel::clean_up(lua, FIRST, matches!(ended, Some(Ok(_)))).await;
+    let succeeded = TASKS.with_borrow_mut(|tasks| {
+        let first = tasks.alive.get_mut(&FIRST)?;
+        first.phase = Phase::Over;
+        Some(first.succeeded)
+    });
+    wait::announce_end(FIRST, succeeded != Some(true));
     ended.transpose()
 }
 
@@ -415,6 +425,7 @@ pub fn state(id: u32) -> Option<&'static str> {
     TASKS.with_borrow(|tasks| {
         let task = tasks.alive.get(&id)?;
         Some(match task {
+            Task { phase: Phase::Over, .. } => return None,
             _ if tasks.current == id => "running",
             Task { begun: false, .. } => "ready",
             _ => "waiting",
@@ -433,6 +444,11 @@ fn poll_as<F: Future>(id: u32, future: Pin<&mut F>, context: &mut Context<'_>) -
 // === impl Tasks, Task, Queue ===
 
 impl Tasks {
+    /// Whether a task has ended, as others see it.
+    fn has_ended(&self, id: u32) -> bool {
+        self.alive.get(&id).is_none_or(|task| task.phase == Phase::Over)
+    }
+
     /// Whether a task is alive that the request waits for, the first one not counted.
     fn any_of_request(&self) -> bool {
         self.alive.iter().any(|(&id, task)| id != FIRST && task.ownership == Ownership::Request)

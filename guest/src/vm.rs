@@ -64,6 +64,12 @@ impl Vm {
         Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), used: false, interrupt })
     }
 
+    /// The VM itself, for a test that has functions of its own in it.
+    #[cfg(test)]
+    pub fn lua(&self) -> &Lua {
+        &self.lua
+    }
+
     /// Where Luau's interrupt is.
     pub fn interrupt_place(&self) -> *const () {
         self.interrupt
@@ -286,6 +292,8 @@ impl Vm {
     /// Drops the tasks that are left, and stops their operations.
     fn end(&mut self) {
         self.log_unawaited();
+        #[cfg(test)]
+        crate::tests::programs::witness_end();
         self.running = false;
         scheduler::close();
         operation::set_open(false);

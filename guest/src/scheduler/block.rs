@@ -53,6 +53,10 @@ pub fn block_on<T>(
     if let Poll::Ready(value) = poll() {
         return Ok(value);
     }
+    // It cannot be ended here, and nothing else ends its call. Its CPU time will.
+    if cancel::listens_no_more() {
+        return Err(cancel::refusal());
+    }
     host::stall(&place());
     let _guard = Guard::enter(api, waits_for)?;
     loop {
@@ -65,13 +69,27 @@ pub fn block_on<T>(
 }
 
 /// Stands still until something wakes the current task: for a coroutine that waits inside of what cannot yield.
+/// After an error that coroutine is never resumed again.
 ///
 /// # Errors
 /// As [`block_on`].
 pub fn block_until_woken(api: &str, place: impl FnOnce() -> String) -> Result<(), OperationError> {
+    let blocked = stand_still_until_woken(api, place);
+    if blocked.is_err() {
+        // The coroutine's calls go with the garbage. Until then they must not be handed anything.
+        operation::abandon(current());
+        wait::abandon(current());
+    }
+    blocked
+}
+
+fn stand_still_until_woken(api: &str, place: impl FnOnce() -> String) -> Result<(), OperationError> {
     let task = current();
     let is_woken = || TASKS.with_borrow(|tasks| tasks.alive.get(&task).is_none_or(|task| task.woken));
     if !is_woken() {
+        if cancel::listens_no_more() {
+            return Err(cancel::refusal());
+        }
         host::stall(&place());
         let is_hosts = operation::is_awaited_by(task) && !wait::is_awaited_by(task);
         let waits_for = if is_hosts { WaitsFor::Host } else { WaitsFor::Tasks };

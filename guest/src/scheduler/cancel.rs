@@ -32,6 +32,8 @@ pub(super) enum Phase {
     Cleanup,
     /// Its cleanups have had their time.
     Late,
+    /// It has ended, and only waits for the others: the first task.
+    Over,
 }
 
 /// What became of a call of `cancel`.
@@ -46,7 +48,6 @@ pub enum Cancelled {
 
 /// The error of a cancelled task's calls.
 pub fn refusal() -> OperationError {
-    with_task(super::current(), |task| task.refusals += 1);
     OperationError::new(ErrorKind::Cancelled, "the task was cancelled")
 }
 
@@ -65,7 +66,11 @@ pub fn was_cancelled(id: u32) -> bool {
 /// # Errors
 /// Of kind `cancelled`.
 pub fn check() -> Result<(), OperationError> {
-    if is_cancelled() { Err(refusal()) } else { Ok(()) }
+    if !is_cancelled() {
+        return Ok(());
+    }
+    with_task(super::current(), |task| task.refusals += 1);
+    Err(refusal())
 }
 
 /// Runs a part of a task until it ends. Nothing: the task was cancelled and must not run again, because it
@@ -102,26 +107,35 @@ fn note_yield(id: u32) {
 /// # Errors
 /// Of kind `cancelled`.
 pub async fn refuse() -> Result<(), OperationError> {
-    let listens = with_task(super::current(), |task| task.refusals <= MAX_REFUSALS);
-    if is_cancelled() && listens == Some(false) {
+    if listens_no_more() {
         std::future::pending::<()>().await;
     }
     check()
 }
 
+/// Whether the current task has swallowed one refusal too many: its calls come to no end.
+pub fn listens_no_more() -> bool {
+    with_task(super::current(), |task| task.is_refused() && task.refusals > MAX_REFUSALS) == Some(true)
+}
+
 /// Cancels a task.
 pub fn cancel(id: u32) -> Cancelled {
     let found = with_task(id, |task| {
-        let was_cancelled = std::mem::replace(&mut task.cancelled, true);
-        (!was_cancelled).then_some((task.begun, task.future.is_some()))
+        let is_of_no_use = task.phase == Phase::Over || std::mem::replace(&mut task.cancelled, true);
+        (!is_of_no_use).then_some((task.begun, task.phase, task.future.is_some()))
     });
     match found.flatten() {
         None => Cancelled::No,
-        Some((false, _)) => {
+        Some((false, ..)) => {
             end(id);
             Cancelled::Unbegun
         }
-        Some((true, is_parked)) => {
+        // It cleans up already. What that waits for goes on, and its time begins: see `clean_up`.
+        Some((true, Phase::Cleanup, _)) => {
+            wake(id);
+            Cancelled::Yes
+        }
+        Some((true, _, is_parked)) => {
             if is_parked {
                 note_yield(id);
             }
@@ -155,38 +169,45 @@ pub fn ask_for_cleanups() {
     with_task(super::current(), |task| task.has_cleanups = true);
 }
 
-/// Runs a task's cleanups, if it has any. A cancelled task gets a short time for them.
-pub(super) async fn clean_up(lua: &Lua, id: u32) {
-    let Some(cleanups) = begin(id) else { return };
-    let thread = lua.create_thread(cleanups).and_then(|thread| thread.into_async::<()>(id));
-    let cleanups = match thread {
-        Ok(cleanups) => cleanups,
-        Err(error) => return log_death(Err(error)),
-    };
-    let (mut cleanups, mut window) = (pin!(cleanups), pin!(operation::window(CLEANUP_SECONDS)));
-    let ended = guard(
-        id,
-        poll_fn(|context| {
-            if let Poll::Ready(ended) = cleanups.as_mut().poll(context) {
-                return Poll::Ready(ended);
-            }
-            if is_in_its_window(id) && window.as_mut().poll(context).is_ready() {
-                with_task(id, |task| task.phase = Phase::Late);
-                stop_waiting(id);
-            }
-            Poll::Pending
-        }),
-    );
-    log_death(ended.await.unwrap_or(Ok(())));
+/// Runs a task's cleanups, if it has any. A cancelled task gets a short time for them. `is_settled` says
+/// whether the Luau side knows how the task has ended; if not, it is told here.
+pub(super) async fn clean_up(lua: &Lua, id: u32, is_settled: bool) {
+    let Some(run_cleanups) = begin(id, is_settled) else { return };
+    let mut window = pin!(operation::window(CLEANUP_SECONDS));
+    // A cleanup that does not listen when its time is over does not take the others along.
+    loop {
+        let thread = lua.create_thread(run_cleanups.clone()).and_then(|thread| thread.into_async::<()>(id));
+        let mut cleanups = match thread {
+            Ok(cleanups) => pin!(cleanups),
+            Err(error) => return log_death(Err(error)),
+        };
+        let ended = guard(
+            id,
+            poll_fn(|context| {
+                if let Poll::Ready(ended) = cleanups.as_mut().poll(context) {
+                    return Poll::Ready(ended);
+                }
+                if is_in_its_window(id) && window.as_mut().poll(context).is_ready() {
+                    with_task(id, |task| task.phase = Phase::Late);
+                    stop_waiting(id);
+                }
+                Poll::Pending
+            }),
+        );
+        if let Some(ended) = ended.await {
+            return log_death(ended);
+        }
+        with_task(id, Task::listen_again);
+    }
 }
 
-/// The Luau function that runs the cleanups, where there are any.
-fn begin(id: u32) -> Option<Function> {
+/// The Luau function that runs the cleanups, where there is anything to do.
+fn begin(id: u32, is_settled: bool) -> Option<Function> {
     TASKS.with_borrow_mut(|tasks| {
         let task = tasks.alive.get_mut(&id)?;
         task.phase = Phase::Cleanup;
-        task.refusals = 0;
-        if task.has_cleanups { tasks.run_cleanups.clone() } else { None }
+        task.listen_again();
+        if task.has_cleanups || !is_settled { tasks.run_cleanups.clone() } else { None }
     })
 }
 
@@ -202,6 +223,12 @@ fn with_task<T>(id: u32, change: impl FnOnce(&mut Task) -> T) -> Option<T> {
 }
 
 impl Task {
+    /// What it has not listened to no longer counts.
+    fn listen_again(&mut self) {
+        self.refusals = 0;
+        self.yielded_plainly = false;
+    }
+
     /// Whether its calls are refused.
     fn is_refused(&self) -> bool {
         self.cancelled && self.phase != Phase::Cleanup

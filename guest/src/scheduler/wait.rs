@@ -4,6 +4,9 @@
 //! so nothing that ends later can wake a task out of another wait. A wait that is over, however it ended,
 //! is nowhere listed any more.
 
+#[cfg(test)]
+pub mod census;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -109,7 +112,7 @@ pub async fn wait_in(api: &str, line: u32, seconds: Option<f64>) -> Result<Optio
 pub async fn first_to_end(api: &str, ids: &[u32], seconds: Option<f64>) -> Result<Option<u32>, OperationError> {
     operation::check_open(api)?;
     cancel::refuse().await?;
-    if let Some(ended) = TASKS.with_borrow(|tasks| ids.iter().copied().find(|id| !tasks.alive.contains_key(id))) {
+    if let Some(ended) = TASKS.with_borrow(|tasks| ids.iter().copied().find(|&id| tasks.has_ended(id))) {
         return Ok(Some(ended));
     }
     // 0 asks whether one has ended, and never yields.
@@ -135,7 +138,7 @@ pub async fn all_to_end(api: &str, ids: &[u32], seconds: Option<f64>) -> Result<
     operation::check_open(api)?;
     cancel::refuse().await?;
     let ids: BTreeSet<u32> =
-        TASKS.with_borrow(|tasks| ids.iter().copied().filter(|id| tasks.alive.contains_key(id)).collect());
+        TASKS.with_borrow(|tasks| ids.iter().copied().filter(|&id| !tasks.has_ended(id)).collect());
     if ids.contains(&current()) {
         return Err(OperationError::invalid(format!("{api}: a task cannot await itself")));
     }
@@ -216,6 +219,17 @@ pub fn refuse_deadlock(task: u32) -> bool {
     });
     wakers.into_iter().for_each(Waker::wake);
     any
+}
+
+/// Takes a task's waits out of the tables: whoever waited is gone.
+pub fn abandon(task: u32) {
+    TASKS.with_borrow_mut(|tasks| {
+        let waits = &mut tasks.waits;
+        let of_task = waits.by_ticket.iter().filter(|(_, wait)| wait.task == task);
+        let tickets: Vec<u64> = of_task.map(|(ticket, _)| *ticket).collect();
+        tickets.into_iter().for_each(|ticket| waits.forget(ticket));
+        waits.edges.remove(&task);
+    });
 }
 
 fn deadlock(api: &str) -> OperationError {
@@ -339,7 +353,10 @@ impl Turn {
 }
 
 /// That the current task waits for another one. Dropped when it no longer does.
-struct Edge(u32);
+struct Edge {
+    task: u32,
+    target: u32,
+}
 
 impl Edge {
     fn new(api: &str, target: u32) -> Result<Self, OperationError> {
@@ -358,13 +375,19 @@ impl Edge {
                 next = edges.get(&other);
             }
             edges.insert(current, target);
-            Ok(Self(current))
+            Ok(Self { task: current, target })
         })
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        let _ = TASKS.try_with(|tasks| tasks.borrow_mut().waits.edges.remove(&self.0));
+        let _ = TASKS.try_with(|tasks| {
+            let edges = &mut tasks.borrow_mut().waits.edges;
+            // It may have been abandoned, and another one taken its place.
+            if edges.get(&self.task) == Some(&self.target) {
+                edges.remove(&self.task);
+            }
+        });
     }
 }

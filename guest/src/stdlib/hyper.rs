@@ -57,13 +57,20 @@ async fn request(lua: Lua, arguments: Arguments) -> Answer {
 }
 
 async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
+    cancel::refuse().await?;
     let requests = batch(&arguments)?;
     let api = &arguments.api;
     let replies = lua.create_table_with_capacity(requests.len(), 0)?;
     // Each reply becomes a table at once, so that the bodies are on the script's own account.
     let memory = RefCell::new(Ok(()));
     futures::stream::iter(requests)
-        .map(|request| operation::perform_in_line(api, AnyOperation::Http(Operation::Request(request))))
+        .map(|request| async move {
+            // Once it is cancelled, this call is refused as one, and not for each that has not left.
+            if cancel::is_cancelled() {
+                return Err(cancel::refusal());
+            }
+            operation::perform_in_line(api, AnyOperation::Http(Operation::Request(request))).await
+        })
         .buffered(FAN_OUT)
         .for_each(|outcome| {
             let stored = item(&lua, outcome).and_then(|value| replies.raw_push(value));

@@ -111,6 +111,7 @@ async fn sleep(arguments: Arguments) -> Answer {
     // Others run in between even when the host has answered at once.
     if !yielded {
         scheduler::yield_once().await;
+        cancel::check()?;
     }
     Ok(Value::Number(slept))
 }

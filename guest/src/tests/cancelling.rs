@@ -1,7 +1,7 @@
 //! Cancelling: what stops, when it is over, and what still runs.
 
 use neoc_abi::event::Finish;
-use neoc_abi::{Operation, time};
+use neoc_abi::{Operation, time, wire};
 
 use super::{Guest, check};
 
@@ -51,6 +51,20 @@ fn no_pcall_swallows_it() {
 }
 
 #[test]
+fn a_wait_that_the_host_answers_at_once_is_refused_too() {
+    let source = "local t = task.spawn(function() print(pcall(task.wait, 1)) end) print(task.cancel(t))";
+    let mut guest = Guest::run_on(
+        |bytes| {
+            let operation = wire::decode(bytes).expect("an operation");
+            Some(wire::encode(&super::answer(operation)).expect("encodes"))
+        },
+        &format!("{TASK}{source}"),
+    );
+    assert_eq!(guest.printed(), "true;false\tcancelled: the task was cancelled");
+    assert_eq!(guest.finish(), Some(Finish::Done));
+}
+
+#[test]
 fn a_task_that_does_not_listen_is_ended() {
     check_task(
         "local n = 0
@@ -61,9 +75,33 @@ fn a_task_that_does_not_listen_is_ended() {
          task.cancel(t)
          print(task.try_await(t))
          print(n > 50, n < 200, task.status(t))",
-        "cleaned up;false\ttask.try_await: the task died without a result: it did not listen to its cancellation;\
+        "cleaned up;false\tcancelled: the task was cancelled, and did not listen;\
          true\ttrue\tcancelled",
     );
+}
+
+#[test]
+fn a_task_that_does_not_listen_has_no_vm_stand_still() {
+    let mut guest = Guest::run(&format!(
+        "{TASK}local n, t = 0, setmetatable({{}}, {{ __index = function(_, key)
+             return if key == 'wrapped' then coroutine.wrap(task.wait)(1) else task.wait(1)
+         end }})
+         local stubborn = task.spawn(function()
+             pcall(task.wait, 9)
+             for _ = 1, 200 do
+                 if not pcall(function() return t.plain end) then n += 1 end
+                 if not pcall(function() return t.wrapped end) then n += 1 end
+             end
+         end)
+         task.spawn(function() task.wait(1000) print('other') end)
+         task.cancel(stubborn)
+         task.await(stubborn)
+         print(n)"
+    ));
+    assert_eq!(guest.confirm_cancelled().len(), 1);
+    assert_eq!((guest.printed(), guest.stalls()), ("400".to_owned(), vec![]));
+    guest.answer_all();
+    assert_eq!((guest.printed(), guest.finish()), ("other".to_owned(), Some(Finish::Done)));
 }
 
 #[test]
@@ -81,6 +119,20 @@ fn a_plain_yield_of_a_cancelled_task_is_its_last() {
 }
 
 #[test]
+fn a_task_that_was_ended_by_a_plain_yield_fails_for_those_that_await_it() {
+    check_task(
+        "local t = task.spawn(function() coroutine.yield() end)
+         task.spawn(function() print(task.try_await(t)) end)
+         task.cancel(t) task.wait(0)
+         print(pcall(task.await_all, { t }))
+         print(pcall(task.await_any, { t }))",
+        "false\tcancelled: the task was cancelled, and did not listen;\
+         false\tcancelled: the task was cancelled, and did not listen;\
+         false\tcancelled: the task was cancelled, and did not listen",
+    );
+}
+
+#[test]
 fn a_task_that_has_not_begun_never_does() {
     check_task(
         "local t = task.defer(print, 'never')
@@ -91,6 +143,26 @@ fn a_task_that_has_not_begun_never_does() {
         "ready\ttrue\tcancelled\tfalse;false\tcancelled: the task was cancelled;\
          true\tfalse\tcancelled: the task was cancelled",
     );
+}
+
+#[test]
+fn a_task_that_had_not_begun_when_all_were_cancelled_is_known_as_cancelled() {
+    let mut guest = Guest::run(&format!(
+        "{TASK}local late
+         task.spawn(function()
+             task.finally(function()
+                 print(task.status(late), task.try_await(late))
+                 print(pcall(task.await_all, {{ late }}))
+             end)
+             task.wait(9)
+         end)
+         late = task.defer(print, 'never')
+         error('broken', 0)"
+    ));
+    guest.answer_all();
+    let cancelled = "cancelled: the task was cancelled";
+    assert_eq!(guest.printed(), format!("cancelled\tfalse\t{cancelled};false\t{cancelled}"));
+    assert_eq!(guest.failure().message, "broken");
 }
 
 #[test]
@@ -196,6 +268,42 @@ fn cleanups_of_a_cancelled_task_may_wait_for_a_short_time_only() {
 }
 
 #[test]
+fn a_task_cancelled_while_it_cleans_up_goes_on_and_has_a_short_time() {
+    let mut guest = Guest::run(&format!(
+        "{TASK}local t = task.spawn(function()
+             task.finally(function() print(pcall(task.wait, 0.5)) print(pcall(task.wait, 100)) end)
+         end)
+         print(task.cancel(t), task.cancel(t))"
+    ));
+    assert_eq!(guest.printed(), "true\tfalse");
+    // What it waits for is not stopped; the window is open.
+    assert_eq!(guest.cancelled(), []);
+    let submitted = guest.submitted();
+    assert_eq!(submitted.len(), 2);
+    guest.complete(vec![(submitted[0].0, super::answer(submitted[0].1.clone()))]);
+    assert_eq!(guest.printed(), "true\t0.5");
+    guest.complete(vec![(submitted[1].0, super::answer(submitted[1].1.clone()))]);
+    assert_eq!(guest.confirm_cancelled().len(), 1);
+    assert_eq!(guest.printed(), "false\tcancelled: the task was cancelled");
+    assert_eq!(guest.finish(), Some(Finish::Done));
+}
+
+#[test]
+fn a_cleanup_that_does_not_listen_does_not_take_the_others_along() {
+    check_task(
+        "local t = task.spawn(function()
+             task.finally(print, 'first')
+             task.finally(function() pcall(task.wait, 100) coroutine.yield() print('never') end)
+             task.finally(function() pcall(task.wait, 100) while true do pcall(task.wait, 100) end end)
+             task.wait(50)
+         end)
+         task.cancel(t)
+         print(task.try_await(t))",
+        "first;false\tcancelled: the task was cancelled",
+    );
+}
+
+#[test]
 fn an_error_of_a_cleanup_is_logged_and_the_others_run() {
     let mut guest = Guest::run(&format!(
         "{TASK}task.spawn(function() task.finally(print, 'first') task.finally(error, 'broken', 0) end)"
@@ -231,7 +339,7 @@ fn cancelling_reaches_a_call_inside_a_users_coroutine() {
 fn every_request_of_a_cancelled_get_all_is_stopped() {
     let mut guest = Guest::run(&format!(
         "{TASK}local t = task.spawn(function()
-             print(pcall(require('vnd:hyper').get_all, table.create(100, 'http://x/')))
+             print(pcall(require('vnd:hyper').get_all, table.create(1000, 'http://x/')))
          end)
          task.cancel(t)"
     ));

@@ -233,6 +233,28 @@ fn as_many_tasks_as_like_may_wait_for_the_host_where_luau_cannot_yield() {
 }
 
 #[test]
+fn a_coroutine_whose_stall_is_refused_leaves_its_place_in_line() {
+    check_coroutine(
+        "local ch = task.channel(1)
+         local function nest(depth)
+             local child
+             local t = setmetatable({}, { __index = function()
+                 if depth == 9 then return coroutine.wrap(function() ch:get() end)() end
+                 child = task.defer(nest, depth + 1)
+                 return task.await(child)
+             end })
+             local ok, result = pcall(function() return t.x end)
+             if not ok and child then task.cancel(child) end
+             return if ok then result else result.limit
+         end
+         print(nest(1))
+         -- The garbage is not collected meanwhile.
+         print(ch:put('kept'), ch:get(0))",
+        "stall_depth;true\tkept",
+    );
+}
+
+#[test]
 fn waiting_works_inside_protected_calls_and_iterators() {
     check_coroutine(
         "print(pcall(function() return task.wait(1) end))

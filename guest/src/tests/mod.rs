@@ -5,6 +5,7 @@ mod cancelling;
 mod coroutines;
 mod errors;
 mod modules;
+pub mod programs;
 mod requests;
 mod require;
 mod sandboxing;
@@ -17,7 +18,7 @@ use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
 
-use crate::host::double::{SAID, Said};
+use crate::host::double::{Answer, SAID, Said};
 use crate::vm::Vm;
 
 /// A VM, and what it has said.
@@ -48,6 +49,15 @@ impl Guest {
         let (mut guest, finish) = Self::load(source, Mode::Script);
         assert_eq!(finish, Finish::Done, "{source}");
         guest.start(Event::Run(vec!["first".into(), "second".into()]));
+        guest
+    }
+
+    /// As [`Guest::run`], on a host that answers at once what `answer` answers.
+    fn run_on(answer: Answer, source: &str) -> Self {
+        let (mut guest, finish) = Self::load(source, Mode::Script);
+        assert_eq!(finish, Finish::Done, "{source}");
+        SAID.with_borrow_mut(|said| said.answer_at_once = Some(answer));
+        guest.start(Event::Run(vec![]));
         guest
     }
 
@@ -152,7 +162,10 @@ fn friendly_batch() -> Vec<Completion> {
     let answered = submitted
         .into_iter()
         .filter(|(id, _)| !is_cancelled(*id))
-        .map(|(id, bytes)| Completion { id, outcome: answer(wire::decode(&bytes).expect("an operation")) });
+        .map(|(id, bytes)| (id, wire::decode(&bytes).expect("an operation")))
+        // Those are answered at once, always.
+        .filter(|(_, operation)| !matches!(operation, Operation::Detach(_)))
+        .map(|(id, operation)| Completion { id, outcome: answer(operation) });
     let stopped = cancelled
         .iter()
         .filter(|(_, confirm)| *confirm)

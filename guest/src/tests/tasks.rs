@@ -2,7 +2,7 @@
 
 use neoc_abi::event::Finish;
 use neoc_abi::log::Level;
-use neoc_abi::{Operation, time};
+use neoc_abi::{Operation, Outcome, Reply, detach, time, wire};
 
 use super::{Guest, answer, check};
 use crate::operation::{MAX_PENDING, MAX_TIMERS};
@@ -29,6 +29,58 @@ fn await_gives_all_results_any_number_of_times() {
          local u = task.spawn(function() return 'at once' end)
          print(task.await(u))",
         "3\t1\tnil\t3;at once",
+    );
+}
+
+#[test]
+fn the_handlers_task_can_be_awaited_and_has_ended_when_it_has_returned() {
+    check_task(
+        "local main = task.current()
+         task.spawn(function() task.wait(1) print(task.status(main), task.await(main)) end)
+         task.spawn(function() print(task.await(main), task.status(main), task.cancel(main)) end)
+         task.spawn(function() print(task.await_all({ main })[1]) end)
+         task.finally(print, 'cleaned up')
+         print('returns')
+         return 'result'",
+        "returns;cleaned up;result\tdone\tfalse;result;done\tresult",
+    );
+}
+
+#[test]
+fn a_detached_task_may_await_the_handlers() {
+    let mut guest = Guest::run_on(
+        |bytes| match wire::decode(bytes).expect("an operation") {
+            Operation::Detach(_) => {
+                let begun: Outcome = Ok(Reply::Detach(detach::Reply::Begun));
+                Some(wire::encode(&begun).expect("encodes"))
+            }
+            _ => None,
+        },
+        &format!(
+            "{TASK}local main = task.current()
+             task.detach(function() task.wait(1) print(task.try_await(main)) end)
+             task.wait(2)
+             error('broken', 0)"
+        ),
+    );
+    let submitted = guest.submitted();
+    let [(_, Operation::Detach(_)), first] = &submitted[..] else { panic!("{submitted:?}") };
+    guest.complete(vec![(first.0, answer(first.1.clone()))]);
+    assert_eq!(guest.failure().message, "broken");
+    assert_eq!(guest.submitted(), [], "it begins once the answer is out");
+    guest.complete(vec![]);
+    let (detached, wait) = guest.submitted().remove(0);
+    guest.complete(vec![(detached, answer(wait))]);
+    assert_eq!(guest.printed(), "false\tbroken");
+}
+
+#[test]
+fn a_task_that_has_ended_is_forgotten_with_its_handle() {
+    // All results together would not fit into the memory.
+    check_task(
+        "for _ = 1, 20000 do task.spawn(function() return table.create(200, 1) end) end
+         print(#task.await(task.spawn(function() return table.create(200, 1) end)))",
+        "200",
     );
 }
 

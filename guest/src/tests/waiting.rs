@@ -1,8 +1,10 @@
 //! Waiting for each other: timeouts, the first of many, all of them, channels, semaphores, deadlocks.
 
 use neoc_abi::event::Finish;
+use neoc_abi::{Operation, Outcome, Reply, detach, wire};
 
 use super::{Guest, check};
+use crate::scheduler;
 
 const TASK: &str = "local task = require('std:task')\n";
 
@@ -201,6 +203,32 @@ fn a_cancelled_reader_or_writer_takes_nothing_along() {
 }
 
 #[test]
+fn a_cancelled_reader_or_writer_is_told_so_also_when_the_channel_closes() {
+    check_task(
+        "local empty, full = task.channel(1), task.channel(1)
+         full:put('first')
+         local reader = task.spawn(function() print(pcall(empty.get, empty)) end)
+         local writer = task.spawn(function() print(pcall(full.put, full, 'second')) end)
+         empty:close() full:close()
+         task.cancel(reader) task.cancel(writer)",
+        "false\tcancelled: the task was cancelled;false\tcancelled: the task was cancelled",
+    );
+}
+
+#[test]
+fn a_value_that_a_cancelled_reader_leaves_in_a_closed_channel_is_taken_by_the_next() {
+    check_task(
+        "local ch = task.channel(1)
+         local first = task.spawn(function() print(pcall(ch.get, ch)) end)
+         local second = task.spawn(function() print(ch:get()) print(ch:get()) end)
+         ch:put('kept')
+         ch:close()
+         task.cancel(first)",
+        "false\tcancelled: the task was cancelled;kept;nil\tclosed",
+    );
+}
+
+#[test]
 fn a_semaphore_is_fair_and_a_cancelled_waiter_takes_no_permit() {
     check_task(
         "local sem = task.semaphore(1)
@@ -229,6 +257,42 @@ fn a_permit_returns_however_the_function_ends() {
          print(sem:free()) task.cancel(t) task.try_await(t)
          print(sem:free())",
         "x\t0;false\te;0;1",
+    );
+}
+
+#[test]
+fn a_permit_returns_also_when_the_function_never_comes_to_its_end() {
+    check_task(
+        "local sem = task.semaphore(2)
+         local yields = task.spawn(sem.with, sem, coroutine.yield)
+         local swallows = task.spawn(sem.with, sem, function() while true do pcall(task.wait, 1) end end)
+         print(sem:free())
+         task.cancel(yields) task.cancel(swallows)
+         print(pcall(task.await, yields), pcall(task.await, swallows))
+         print(sem:free())
+         -- A coroutine that nobody resumes any more.
+         local step
+         task.spawn(function()
+             step = coroutine.wrap(function() return sem:with(function() coroutine.yield() return 'late' end) end)
+             step() print(sem:free())
+         end)
+         print(sem:free(), step(), sem:free())",
+        "0;false\tfalse\tcancelled: the task was cancelled, and did not listen;2;1;2\tlate\t2",
+    );
+}
+
+#[test]
+fn a_permit_held_by_a_cleanup_returns_when_the_cleanup_is_ended() {
+    check_task(
+        "local sem = task.semaphore(1)
+         local t = task.spawn(function()
+             task.finally(function() print(sem:free()) end)
+             task.finally(function() sem:with(function() pcall(task.wait, 100) coroutine.yield() end) end)
+             task.wait(9)
+         end)
+         task.cancel(t) task.try_await(t)
+         print(sem:acquire(0))",
+        "1;true",
     );
 }
 
@@ -268,6 +332,42 @@ fn tasks_of_every_end_with_the_others() {
         "local t = task.every(1, error, 'stops', 0)
          print(task.try_await(t))",
         "false\tstops",
+    );
+}
+
+/// Runs a script that starts tasks without end if it can; what it printed must be `expected`.
+fn check_endless(source: &str, expected: &str) {
+    let mut guest = Guest::run_on(
+        |bytes| match wire::decode(bytes).expect("an operation") {
+            Operation::Detach(_) => {
+                let begun: Outcome = Ok(Reply::Detach(detach::Reply::Begun));
+                Some(wire::encode(&begun).expect("encodes"))
+            }
+            _ => None,
+        },
+        &format!("{TASK}{source}"),
+    );
+    for _ in 0..20 {
+        let batch = super::friendly_batch();
+        guest.complete(batch.into_iter().map(|completion| (completion.id, completion.outcome)).collect());
+    }
+    assert_eq!(guest.finish(), Some(Finish::Done), "{source}");
+    assert_eq!(guest.printed(), expected, "{source}");
+    assert_eq!(scheduler::n_alive(), 0, "{source}");
+}
+
+#[test]
+fn tasks_of_every_that_are_started_at_the_end_end_too() {
+    check_endless(
+        "task.every(1, function()
+             task.finally(function() task.every(1, print, 'never') print('cleaned up') end)
+         end)
+         task.wait(1)",
+        "cleaned up",
+    );
+    check_endless(
+        "task.detach(function() task.wait(1) task.every(1, print, 'ticks') task.wait(1) print('detached') end)",
+        "ticks;detached",
     );
 }
 
