@@ -13,6 +13,7 @@
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
+//! | [`programs`] | random programs end, and leave the host whole |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
 //! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
@@ -30,6 +31,7 @@ mod host;
 mod layers;
 mod modules;
 mod preemption;
+mod programs;
 mod support;
 mod tasks;
 mod workers;
