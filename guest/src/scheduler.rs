@@ -6,6 +6,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`table`] | what is known of each task, and whose turn it is |
 //! | [`wait`] | waiting for each other: for a task's end, in a line |
 //! | [`cancel`] | cancelling, and the time to clean up |
 //! | [`block`] | waiting where Luau cannot yield |
@@ -17,22 +18,21 @@
 
 pub mod block;
 pub mod cancel;
+mod table;
 pub mod wait;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-use futures::future::LocalBoxFuture;
 use mlua::{Function, Lua};
 use neoc_abi::log::Level;
 use neoc_abi::{Completion, OperationError};
 
 use self::cancel::Phase;
-use self::wait::Waits;
+pub use self::table::Ownership;
+use self::table::{Queue, Task, Tasks};
 use crate::failure::{self, Failure};
 use crate::{host, operation};
 
@@ -44,82 +44,6 @@ pub const MAX_DEPTH: usize = 64;
 
 /// The number of the task that a start begins with.
 pub const FIRST: u32 = 0;
-
-/// The tasks of this VM.
-#[derive(Default)]
-struct Tasks {
-    /// Whether there is a start whose tasks these are.
-    open: bool,
-    /// The number of the last task.
-    last_id: u32,
-    /// The task whose Luau code runs now.
-    current: u32,
-    /// How many calls to `spawn` the running one is inside of.
-    depth: usize,
-    /// The one that was admitted and has no body yet.
-    admitted: Option<u32>,
-    /// Those that have not ended, by number.
-    alive: BTreeMap<u32, Task>,
-    /// Those that can go on.
-    queue: Queue,
-    /// Who waits for what.
-    waits: Waits,
-    /// The first task, when it has returned and waits for the others to end.
-    idle: Option<Waker>,
-    /// The Luau function that runs a task's cleanups, given the task's number.
-    run_cleanups: Option<Function>,
-}
-
-/// A task that has not ended.
-struct Task {
-    ownership: Ownership,
-    /// Absent while it runs, and until it is started.
-    future: Option<LocalBoxFuture<'static, ()>>,
-    waker: Waker,
-    /// Whether it is in the queue.
-    queued: bool,
-    /// Whether it was woken since its last turn began.
-    woken: bool,
-    /// Whether any of its code has run.
-    begun: bool,
-    phase: Phase,
-    cancelled: bool,
-    /// Whether it gave up its turn without waiting for anything.
-    yielded_plainly: bool,
-    /// How many calls it has begun when it was cancelled already.
-    refusals: u32,
-    /// Whether it has asked for cleanups.
-    has_cleanups: bool,
-    /// Whether its function has returned.
-    succeeded: bool,
-}
-
-/// What becomes of a task when its request ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Ownership {
-    /// The request waits for it.
-    Request,
-    /// It ends with the last of the others: it would go on for ever.
-    Daemon,
-    /// It goes on after the answer, under a budget of its own.
-    Detached,
-}
-
-/// Tasks in the order of their turns.
-#[derive(Default)]
-struct Queue {
-    by_tasks: VecDeque<u32>,
-    deferred: VecDeque<u32>,
-    by_host: VecDeque<u32>,
-    /// Detached ones that have not begun: they do not before the answer is out.
-    detached: VecDeque<u32>,
-    /// Whether the answer is out.
-    answered: bool,
-    /// Those that let all others go first.
-    last: Vec<Waker>,
-    /// Whether what wakes tasks now is the host.
-    host_delivers: bool,
-}
 
 thread_local! {
     /// A thread-local, because the functions that scripts call reach it from anywhere.
@@ -439,66 +363,4 @@ fn poll_as<F: Future>(id: u32, future: Pin<&mut F>, context: &mut Context<'_>) -
     let polled = future.poll(context);
     TASKS.with_borrow_mut(|tasks| tasks.current = parent);
     polled
-}
-
-// === impl Tasks, Task, Queue ===
-
-impl Tasks {
-    /// Whether a task has ended, as others see it.
-    fn has_ended(&self, id: u32) -> bool {
-        self.alive.get(&id).is_none_or(|task| task.phase == Phase::Over)
-    }
-
-    /// Whether a task is alive that the request waits for, the first one not counted.
-    fn any_of_request(&self) -> bool {
-        self.alive.iter().any(|(&id, task)| id != FIRST && task.ownership == Ownership::Request)
-    }
-
-    /// Whether none but the first task and detached ones are alive.
-    fn only_others_are_left(&self) -> bool {
-        self.alive.iter().all(|(&id, task)| id == FIRST || task.ownership == Ownership::Detached)
-    }
-}
-
-impl Task {
-    fn new(id: u32, ownership: Ownership) -> Self {
-        Self {
-            ownership,
-            future: None,
-            waker: Waker::from(Arc::new(TaskWaker(id))),
-            queued: false,
-            woken: false,
-            begun: false,
-            phase: Phase::Body,
-            cancelled: false,
-            yielded_plainly: false,
-            refusals: 0,
-            has_cleanups: false,
-            succeeded: false,
-        }
-    }
-}
-
-impl Queue {
-    fn push(&mut self, id: u32) {
-        if self.host_delivers {
-            self.by_host.push_back(id);
-        } else {
-            self.by_tasks.push_back(id);
-        }
-    }
-
-    fn pop(&mut self) -> Option<u32> {
-        let Self { by_tasks, deferred, by_host, .. } = self;
-        by_tasks.pop_front().or_else(|| deferred.pop_front()).or_else(|| by_host.pop_front())
-    }
-}
-
-/// Wakes a task by its number, which no other task of the start ever has.
-struct TaskWaker(u32);
-
-impl Wake for TaskWaker {
-    fn wake(self: Arc<Self>) {
-        wake(self.0);
-    }
 }
