@@ -139,7 +139,7 @@ impl Hosting {
             }
             Operation::Http(http::Operation::Request(_)) if self.one_in(4) => Err(OperationError::io("refused")),
             Operation::Http(http::Operation::Request(_)) => {
-                let response = http::Response { status: 200, headers: Vec::new(), body: Vec::new().into() };
+                let response = http::Response { status: 200, headers: Vec::new(), body: Vec::new() };
                 Ok(Reply::Http(http::Reply::Response(response)))
             }
             Operation::Detach(_) if self.one_in(8) => Err(OperationError::new(ErrorKind::Denied, "no grant")),
