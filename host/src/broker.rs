@@ -31,7 +31,7 @@ use tokio::sync::Semaphore;
 use crate::{
     audit::{Audit, Decision, Outcome},
     limits::RateLimiter,
-    policy::{Refusal, Tenant},
+    policy::{Limits, Refusal, Tenant},
 };
 
 /// Outbound requests that one inbound request may make, redirects counted.
@@ -40,11 +40,13 @@ pub const MAX_SUBREQUESTS: u32 = 50;
 /// Decides for all tenants.
 pub struct Broker {
     accounts: HashMap<String, Arc<Account>>,
-    audit: Audit,
+    audit: Arc<Audit>,
 }
 
 /// What a tenant has used of its rates, over all its requests.
 pub struct Account {
+    /// What it was made for.
+    limits: Limits,
     operations: RateLimiter,
     connections: Arc<Semaphore>,
 }
@@ -99,9 +101,26 @@ pub(crate) enum Refused {
 impl Broker {
     /// A broker for these tenants.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        let accounts =
-            tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(Account::new(tenant)))).collect();
-        Self { accounts, audit: Audit::default() }
+        Self::with_accounts(tenants, &HashMap::new(), Arc::default())
+    }
+
+    /// The broker that comes after this one, for the tenants of another policy. Decisions are counted on, and
+    /// a tenant whose limits are the same goes on with what it has used: a reload refills nothing.
+    pub fn successor<'a>(&self, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
+        Self::with_accounts(tenants, &self.accounts, Arc::clone(&self.audit))
+    }
+
+    fn with_accounts<'a>(
+        tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
+        before: &HashMap<String, Arc<Account>>,
+        audit: Arc<Audit>,
+    ) -> Self {
+        let account = |tenant: &Tenant| match before.get(&tenant.name) {
+            Some(account) if account.limits == tenant.limits => Arc::clone(account),
+            _ => Arc::new(Account::new(tenant)),
+        };
+        let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), account(tenant))).collect();
+        Self { accounts, audit }
     }
 
     /// The caller for one request. None when the tenant is not one of this broker's.
@@ -181,6 +200,7 @@ impl Account {
     fn new(tenant: &Tenant) -> Self {
         let connections = usize::try_from(tenant.limits.connections.get()).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
+            limits: tenant.limits.clone(),
             operations: RateLimiter::new(tenant.limits.operations),
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
         }
