@@ -23,19 +23,23 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use self::connector::{ConnectError, Connector};
-use crate::broker::{
-    Broker,
-    http::{Permit, Reach, Request},
+use crate::{
+    broker::{
+        Broker, Connection,
+        http::{Permit, Reach, Request, headers_bytes},
+    },
+    limits::{Exceeded, Owner},
+    policy::shown_bytes,
 };
-
-/// Longest response body, in bytes.
-const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
 
 /// Most redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
 
 /// Longest wait for an upstream's headers, connecting included, when the script names no timeout.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time that a script can ask for. No request lives as long.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Longest pause within a body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -65,23 +69,31 @@ impl Client {
     /// Of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
     pub async fn perform(&self, permit: Permit) -> Result<Reply, OperationError> {
         let Some(timeout_ms) = permit.request().timeout_ms else {
-            return self.follow(permit, HEADER_TIMEOUT).await.map(Reply::Response);
+            let line_until = Instant::now() + HEADER_TIMEOUT;
+            return self.follow(permit, HEADER_TIMEOUT, line_until).await.map(Reply::Response);
         };
-        let (total, url) = (Duration::from_millis(timeout_ms), permit.url().clone());
-        match timeout(total, self.follow(permit, total)).await {
+        let (total, url) = (Duration::from_millis(timeout_ms).min(MAX_TIMEOUT), permit.url().clone());
+        let deadline = Instant::now() + total;
+        // Who is still in line at the deadline hears of the line: what is within is asked first.
+        match timeout_at(deadline, self.follow(permit, total, deadline)).await {
             Ok(result) => result.map(Reply::Response),
             Err(_) => Err(timed_out(&url, "it was not done", total)),
         }
     }
 
-    async fn follow(&self, mut permit: Permit, header_timeout: Duration) -> Result<Response, OperationError> {
+    async fn follow(
+        &self,
+        mut permit: Permit,
+        header_timeout: Duration,
+        line_until: Instant,
+    ) -> Result<Response, OperationError> {
         for _ in 0..=MAX_REDIRECTS {
-            let closed = |_| OperationError::io("hyper: the host is shutting down");
             // Held until the body is read: it stands for the connection.
-            let _slot = permit.connections().acquire_owned().await.map_err(closed)?;
+            let _connection = connection(&permit, line_until).await?;
             let response = self.send(&permit, header_timeout).await?;
+            permit.traffic().receive(headers_bytes(response.headers())).map_err(|over| over.at("hyper"))?;
             let Some(location) = redirect_target(&response) else {
-                return read(response, permit.url()).await;
+                return read(response, &permit).await;
             };
             let next = next_request(permit.request().clone(), response.status());
             let from = permit.url().origin();
@@ -130,6 +142,15 @@ impl Client {
     }
 }
 
+/// A slot for a connection, if there is one in time.
+async fn connection(permit: &Permit, line_until: Instant) -> Result<Connection, OperationError> {
+    let connections = permit.connections();
+    match timeout_at(line_until, connections.take()).await {
+        Ok(taken) => taken,
+        Err(_) => Err(connections.exceeded().at("hyper")),
+    }
+}
+
 /// The wire form of a request. Its framing is hyper's, from the body alone.
 fn build(url: &Url, request: &Request) -> Result<http::Request<Full<Bytes>>, OperationError> {
     let Request { method, headers, body, timeout_ms: _ } = request;
@@ -175,10 +196,11 @@ fn next_request(mut request: Request, status: StatusCode) -> Request {
     request
 }
 
-async fn read(response: http::Response<Incoming>, url: &Url) -> Result<Response, OperationError> {
+async fn read(response: http::Response<Incoming>, permit: &Permit) -> Result<Response, OperationError> {
+    let (url, most) = (permit.url(), permit.response_body_bytes());
     let (parts, mut body) = response.into_parts();
-    if body.size_hint().lower() > u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX) {
-        return Err(too_large(url));
+    if body.size_hint().lower() > most {
+        return Err(too_large(url, most));
     }
     let mut content = BytesMut::new();
     loop {
@@ -188,8 +210,9 @@ async fn read(response: http::Response<Incoming>, url: &Url) -> Result<Response,
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| explain(url, &error))?;
         let Ok(data) = frame.into_data() else { continue };
-        if content.len() + data.len() > MAX_BODY_BYTES {
-            return Err(too_large(url));
+        permit.traffic().receive(data.len()).map_err(|over| over.at("hyper"))?;
+        if u64::try_from(content.len() + data.len()).map_or(true, |bytes| bytes > most) {
+            return Err(too_large(url, most));
         }
         content.extend_from_slice(&data);
     }
@@ -200,8 +223,9 @@ fn in_order(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }
 
-fn too_large(url: &Url) -> OperationError {
-    OperationError::limit("response_body", format!("hyper: {url}: the body is larger than {MAX_BODY_BYTES} bytes"))
+fn too_large(url: &Url, most_bytes: u64) -> OperationError {
+    let exceeded = Exceeded::new(Owner::Request, "response_body", shown_bytes(most_bytes));
+    exceeded.at(&format!("hyper: {url}"))
 }
 
 fn timed_out(url: &Url, what: &str, after: Duration) -> OperationError {

@@ -51,6 +51,7 @@ pub use limits::{Limits, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use tenant::{Allow, Tenant};
+pub use units::shown_bytes;
 
 use error::Errors;
 use raw::PolicyToml;
