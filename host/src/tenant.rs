@@ -7,9 +7,9 @@ use neoc_abi::event::{Mode, Module, ScriptError};
 use crate::{
     capability::module::Folder,
     limits::RateLimiter,
-    policy::{self, Rate},
+    policy,
     runtime::{Failure, LoadError, Runtime, Share, SharedImage, Source},
-    script_log::{self, Quota, ScriptLog},
+    script_log::{Quota, ScriptLog},
 };
 
 /// A tenant with its script loaded.
@@ -74,7 +74,7 @@ impl Tenant {
     ) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
         let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
-        let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
+        let log_quota = Arc::new(Quota::new(&policy));
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));

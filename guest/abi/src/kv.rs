@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 /// Longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
 
-/// Longest value, in bytes.
-pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
+/// Longest value that a policy may allow, in bytes.
+pub const MAX_VALUE_BYTES: usize = 10 * 1024 * 1024;
 
 /// What a script asks of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

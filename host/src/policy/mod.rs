@@ -27,6 +27,7 @@ pub mod host;
 pub mod http;
 pub mod kv;
 pub mod limits;
+pub mod log;
 pub mod origin;
 mod raw;
 mod read;
@@ -44,11 +45,11 @@ use std::{path::Path, sync::Arc};
 
 pub use error::{PolicyError, PolicyErrors};
 pub use host::{Host, Preemption};
-pub use limits::{Limits, Rate};
+pub use limits::{Limits, MAX_BODY_BYTES, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use tenant::{Allow, Tenant};
-pub use units::shown_bytes;
+pub use units::{shown_bytes, shown_time};
 
 use error::Errors;
 use raw::PolicyToml;
