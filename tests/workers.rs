@@ -13,7 +13,7 @@ use std::{
 use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
-    policy::{self, Preemption, Tenant, workers::Grant},
+    policy::{self, Preemption, workers::Grant},
     runtime::{CpuBudget, Effects, Failure, GUEST, Job, Runtime, Settings, Share, Source},
     script_log::{Quota, ScriptLog},
 };
@@ -362,7 +362,7 @@ fn two_workers_of_a_request_run_on_two_threads_at_once() {
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let module = "return function() print('meet') end";
     let sandbox = Sandbox::start(Preemption::Safepoint);
-    let quota = Arc::new(Quota::new(&Tenant::without_grants("test", "test.luau")));
+    let quota = Arc::new(Quota::new(&policy::Tenant::without_grants("test", "test.luau")));
     let log = ScriptLog::tenant("test".into(), "request".into(), quota);
     let job = Job { log, ..sandbox.job(MAP, module, &CpuBudget::new(Duration::from_secs(3600))) };
     let ended = sandbox.io.block_on(sandbox.runtime.run(job)).unwrap();

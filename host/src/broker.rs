@@ -32,7 +32,7 @@ use crate::{
 /// Decides for all tenants.
 pub struct Broker {
     accounts: HashMap<String, Arc<Account>>,
-    audit: Audit,
+    audit: Arc<Audit>,
 }
 
 /// Who asks: one request of one tenant.
@@ -77,9 +77,26 @@ pub(crate) enum Refused {
 impl Broker {
     /// A broker for these tenants.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        let accounts =
-            tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(Account::new(tenant)))).collect();
-        Self { accounts, audit: Audit::default() }
+        Self::with_accounts(tenants, &HashMap::new(), Arc::default())
+    }
+
+    /// The broker that comes after this one, for the tenants of another policy. Decisions are counted on, and
+    /// a tenant whose limits are the same goes on with what it has used: a reload refills nothing.
+    pub fn successor<'a>(&self, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
+        Self::with_accounts(tenants, &self.accounts, Arc::clone(&self.audit))
+    }
+
+    fn with_accounts<'a>(
+        tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
+        before: &HashMap<String, Arc<Account>>,
+        audit: Arc<Audit>,
+    ) -> Self {
+        let account = |tenant: &Tenant| match before.get(&tenant.name) {
+            Some(account) => account.successor(tenant),
+            None => Account::new(tenant),
+        };
+        let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(account(tenant)))).collect();
+        Self { accounts, audit }
     }
 
     /// The caller for one request. None when the tenant is not one of this broker's.

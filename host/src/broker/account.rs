@@ -14,7 +14,7 @@ use crate::{
 /// What a tenant has used, over all its requests.
 pub struct Account {
     limits: Limits,
-    operations: RateLimiter,
+    operations: Arc<RateLimiter>,
     connections: Arc<Semaphore>,
 }
 
@@ -56,10 +56,23 @@ impl Account {
         let limits = tenant.limits.clone();
         let connections = usize::try_from(limits.connections.get()).unwrap_or(Semaphore::MAX_PERMITS);
         Self {
-            operations: RateLimiter::new(limits.operations),
+            operations: Arc::new(RateLimiter::new(limits.operations)),
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
             limits,
         }
+    }
+
+    /// The account of the same tenant under another policy. What was used stays used, where the limit is the
+    /// same: a reload refills nothing.
+    pub(super) fn successor(&self, tenant: &Tenant) -> Self {
+        let mut next = Self::new(tenant);
+        if next.limits.operations == self.limits.operations {
+            next.operations = Arc::clone(&self.operations);
+        }
+        if next.limits.connections == self.limits.connections {
+            next.connections = Arc::clone(&self.connections);
+        }
+        next
     }
 
     /// The tenant's slots for outbound connections.
