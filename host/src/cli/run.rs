@@ -39,7 +39,7 @@ pub struct Arguments {
 /// Runs the script. Exit code 1, and a traceback on standard error, when it fails.
 pub fn main(arguments: Arguments) -> super::Result {
     let _guard = logging::start(logging::Format::Terse);
-    let (host, tenant, version) = tenant(&arguments)?;
+    let Setting { tenant, host, version } = setting(&arguments)?;
     let source = fs::read(&arguments.script)
         .map_err(|error| format!("cannot read the script {}: {error}", arguments.script.display()))?;
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -65,10 +65,20 @@ pub fn main(arguments: Arguments) -> super::Result {
     result
 }
 
-/// The tenant to run as, and where there is a policy its host section and its version.
-fn tenant(arguments: &Arguments) -> Result<(Option<Host>, Arc<Tenant>, String), Box<dyn Error>> {
+/// As what the script runs.
+struct Setting {
+    tenant: Arc<Tenant>,
+    /// Absent without a policy.
+    host: Option<Host>,
+    /// Of the policy.
+    version: String,
+}
+
+/// The tenant to run as.
+fn setting(arguments: &Arguments) -> Result<Setting, Box<dyn Error>> {
     let (Some(file), Some(name)) = (&arguments.policy, &arguments.tenant) else {
-        return Ok((None, Arc::new(Tenant::without_grants("run", &arguments.script)), String::new()));
+        let tenant = Arc::new(Tenant::without_grants("run", &arguments.script));
+        return Ok(Setting { tenant, host: None, version: String::new() });
     };
     let policy = load_policy(file)?;
     let tenant = policy.tenant(name).cloned().ok_or_else(|| {
@@ -76,7 +86,7 @@ fn tenant(arguments: &Arguments) -> Result<(Option<Host>, Arc<Tenant>, String), 
         format!("{}: no tenant {name:?}; it has {}", file.display(), names.join(", "))
     })?;
     let version = policy.version();
-    Ok((Some(policy.host), tenant, version))
+    Ok(Setting { tenant, host: Some(policy.host), version })
 }
 
 async fn run(
