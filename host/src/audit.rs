@@ -112,7 +112,11 @@ impl Audit {
             (Some(file), _) if !decision.is_free() => file.write(&decision.as_record(record::now())),
             (None, Some(why)) if quota.take_line() => log(decision, outcome, &why, quota),
             (None, Some(_)) => drop(self.n_left_out.fetch_add(1, Ordering::Relaxed)),
-            _ => {}
+            (None, None) => {
+                let Decision { tenant, request, capability, operation, target, .. } = decision;
+                tracing::debug!(target: "neoc::audit", tenant, request, capability, operation, operation_target = target, outcome = "allow");
+            }
+            (Some(_), _) => {}
         }
     }
 
