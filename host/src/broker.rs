@@ -9,6 +9,7 @@
 //! 2. the policy 3. counts that a refused call must not use up.
 
 pub mod detach;
+pub mod egress;
 pub mod fs;
 pub mod http;
 pub mod kv;

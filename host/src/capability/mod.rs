@@ -1,14 +1,16 @@
 //! Doing it: one file per capability. Each effect takes the broker's permit by value.
 
+pub mod connect;
 pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+mod per_tenant;
 pub mod time;
 pub mod workers;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use neoc_abi::{Outcome, Reply};
 
@@ -57,7 +59,7 @@ impl Capabilities {
     pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
         let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
         Ok(Self {
-            http: http::Client::new(broker),
+            http: http::Client::new(broker, connector(&[])),
             fs: fs::Directories::open(&host.data_dir, tenants)?,
             kv: any_kv.then(|| kv::Store::open(&host.data_dir)).transpose()?,
         })
@@ -65,8 +67,12 @@ impl Capabilities {
 
     /// For a script that runs without a policy: there is nothing to open.
     pub fn none(broker: Arc<Broker>) -> Self {
-        Self { http: http::Client::new(broker), fs: fs::Directories::none(), kv: None }
+        Self { http: http::Client::new(broker, connector(&[])), fs: fs::Directories::none(), kv: None }
     }
+}
+
+fn connector(name_servers: &[SocketAddr]) -> Arc<connect::Connector> {
+    Arc::new(connect::Connector::new(name_servers))
 }
 
 /// Does what takes no time. Gives back the permit of anything else.
