@@ -14,6 +14,7 @@
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`programs`] | random programs end, and leave the host whole |
+//! | [`reload`] | a policy replaced while the host runs: all of it or nothing, and no request lost |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
 //! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
@@ -32,6 +33,7 @@ mod layers;
 mod modules;
 mod preemption;
 mod programs;
+mod reload;
 mod support;
 mod tasks;
 mod workers;

@@ -8,6 +8,7 @@
 //! Order within a decision: 1. the tenant's rate, so that a flood of refusals is bounded too
 //! 2. the policy 3. counts that a refused call must not use up.
 
+pub mod account;
 pub mod detach;
 pub mod egress;
 pub mod fs;
@@ -17,37 +18,22 @@ pub mod module;
 pub mod time;
 pub mod workers;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use neoc_abi::{Operation, OperationError};
-use tokio::sync::Semaphore;
 
+use self::account::Counts;
+pub use self::account::{Account, Connection, Connections, Traffic};
 use crate::{
     audit::{Audit, Decision, Outcome},
-    limits::RateLimiter,
+    limits::Exceeded,
     policy::{Refusal, Tenant},
 };
-
-/// Outbound requests that one inbound request may make, redirects counted.
-pub const MAX_SUBREQUESTS: u32 = 50;
 
 /// Decides for all tenants.
 pub struct Broker {
     accounts: HashMap<String, Arc<Account>>,
-    audit: Audit,
-}
-
-/// What a tenant has used of its rates, over all its requests.
-pub struct Account {
-    operations: RateLimiter,
-    connections: Arc<Semaphore>,
+    audit: Arc<Audit>,
 }
 
 /// Who asks: one request of one tenant.
@@ -58,14 +44,6 @@ pub struct Caller {
     counts: Arc<Counts>,
     /// Whether it is a worker of the request that asks.
     is_worker: bool,
-}
-
-/// What a request and its workers use together: a fan-out multiplies nothing.
-struct Counts {
-    subrequests: AtomicU32,
-    detached: AtomicU32,
-    /// Absent without a grant.
-    workers: Option<workers::Room>,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -91,8 +69,8 @@ pub enum Permit {
 pub(crate) enum Refused {
     /// The policy does not allow it.
     NotPermitted(Refusal),
-    /// A limit, with its policy key, and when to try again if time helps.
-    OverLimit { limit: &'static str, message: String, retry_after: Option<Duration> },
+    /// A limit is used up.
+    OverLimit(Exceeded),
     /// The arguments make no sense.
     Invalid(OperationError),
 }
@@ -100,17 +78,32 @@ pub(crate) enum Refused {
 impl Broker {
     /// A broker for these tenants.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        let accounts =
-            tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(Account::new(tenant)))).collect();
-        Self { accounts, audit: Audit::default() }
+        Self::with_accounts(tenants, &HashMap::new(), Arc::default())
+    }
+
+    /// The broker that comes after this one, for the tenants of another policy. Decisions are counted on, and
+    /// a tenant whose limits are the same goes on with what it has used: a reload refills nothing.
+    pub fn successor<'a>(&self, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
+        Self::with_accounts(tenants, &self.accounts, Arc::clone(&self.audit))
+    }
+
+    fn with_accounts<'a>(
+        tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
+        before: &HashMap<String, Arc<Account>>,
+        audit: Arc<Audit>,
+    ) -> Self {
+        let account = |tenant: &Tenant| match before.get(&tenant.name) {
+            Some(account) => account.successor(tenant),
+            None => Account::new(tenant),
+        };
+        let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(account(tenant)))).collect();
+        Self { accounts, audit }
     }
 
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
-        let workers = tenant.allow.workers.as_ref().map(workers::Room::new);
-        let counts = Counts { subrequests: AtomicU32::new(0), detached: AtomicU32::new(0), workers };
-        let (tenant, counts) = (Arc::clone(tenant), Arc::new(counts));
+        let (tenant, counts) = (Arc::clone(tenant), Arc::new(Counts::new(tenant)));
         Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false }))
     }
 
@@ -120,7 +113,7 @@ impl Broker {
     /// What the script gets instead of the effect: of kind `denied`, `limit` or `invalid`.
     pub fn authorize(&self, caller: &Arc<Caller>, operation: Operation) -> Result<Permit, OperationError> {
         let (capability, target) = describe(&operation);
-        let decided = caller.take_operation().and_then(|()| match operation {
+        let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
             Operation::Http(operation) => http::authorize(caller, operation).map(Permit::Http),
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
@@ -176,18 +169,6 @@ fn describe(operation: &Operation) -> (&'static str, String) {
     }
 }
 
-// === impl Account ===
-
-impl Account {
-    fn new(tenant: &Tenant) -> Self {
-        let connections = usize::try_from(tenant.limits.connections.get()).unwrap_or(Semaphore::MAX_PERMITS);
-        Self {
-            operations: RateLimiter::new(tenant.limits.operations),
-            connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-        }
-    }
-}
-
 // === impl Caller ===
 
 impl Caller {
@@ -221,25 +202,6 @@ impl Caller {
     fn refuse(&self, refusal: Refusal) -> Refused {
         Refused::NotPermitted(refusal.with_fix(&self.tenant))
     }
-
-    fn take_operation(&self) -> Result<(), Refused> {
-        self.account.operations.try_take().map_err(|over| Refused::OverLimit {
-            limit: "operations",
-            message: "the tenant's limit of operations is used up; try again later".into(),
-            retry_after: Some(over.retry_after),
-        })
-    }
-
-    fn take_subrequest(&self) -> Result<(), Refused> {
-        if self.counts.subrequests.fetch_add(1, Ordering::Relaxed) < MAX_SUBREQUESTS {
-            return Ok(());
-        }
-        Err(Refused::OverLimit {
-            limit: "subrequests",
-            message: format!("a request may make {MAX_SUBREQUESTS} outbound requests, redirects counted"),
-            retry_after: None,
-        })
-    }
 }
 
 // === impl Refused ===
@@ -249,7 +211,7 @@ impl Refused {
     fn label(&self) -> &'static str {
         match self {
             Self::NotPermitted(refusal) => refusal.reason.as_str(),
-            Self::OverLimit { limit, .. } => limit,
+            Self::OverLimit(exceeded) => exceeded.limit,
             Self::Invalid(_) => "invalid",
         }
     }
@@ -260,7 +222,7 @@ impl Refused {
                 Some(fix) => format!("{}; fix: {fix}", refusal.operator_detail()),
                 None => refusal.operator_detail(),
             },
-            Self::OverLimit { message, .. } => message.clone(),
+            Self::OverLimit(exceeded) => exceeded.to_string(),
             Self::Invalid(error) => error.message.clone(),
         }
     }
@@ -268,12 +230,7 @@ impl Refused {
     fn into_error(self) -> OperationError {
         match self {
             Self::NotPermitted(refusal) => refusal.into(),
-            Self::OverLimit { limit, message, retry_after } => {
-                // Rounded up: a retry at this very time succeeds.
-                let retry_after_ms =
-                    retry_after.map(|wait| wait.as_micros().div_ceil(1000).try_into().unwrap_or(u64::MAX));
-                OperationError { retry_after_ms, ..OperationError::limit(limit, message) }
-            }
+            Self::OverLimit(exceeded) => exceeded.into(),
             Self::Invalid(error) => error,
         }
     }

@@ -25,9 +25,11 @@ pub struct Tenant {
     /// Its script's own modules.
     pub modules: Arc<Folder>,
     /// Inbound requests.
-    pub requests: RateLimiter,
+    pub requests: Arc<RateLimiter>,
     /// Its share of the log.
     pub log_quota: Arc<Quota>,
+    /// Of the entry module's text, to see whether it changed.
+    entry: blake3::Hash,
 }
 
 /// Why a tenant's script cannot be used.
@@ -72,20 +74,71 @@ impl Tenant {
         runtime: &Arc<Runtime>,
         mode: Mode,
     ) -> Result<Self, ScriptProblem> {
+        let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
+        let requests = Arc::new(RateLimiter::new(policy.limits.requests));
+        Self::load_with(policy, data_dir, runtime, mode, requests, log_quota).await
+    }
+
+    /// The tenant under another policy of the same host. What it has used of its rates stays used, where the
+    /// rate is the same; its script is loaded again only if it changed. Says whether it was.
+    ///
+    /// # Errors
+    /// See [`ScriptProblem`].
+    pub async fn successor(
+        self: &Arc<Self>,
+        policy: Arc<policy::Tenant>,
+        data_dir: &Path,
+        runtime: &Arc<Runtime>,
+    ) -> Result<(Self, bool), ScriptProblem> {
+        let same_rate = self.policy.limits.requests == policy.limits.requests;
+        let requests = match same_rate {
+            true => Arc::clone(&self.requests),
+            false => Arc::new(RateLimiter::new(policy.limits.requests)),
+        };
+        let log_quota = Arc::clone(&self.log_quota);
+        if !self.is_current(&policy).await {
+            let loaded = Self::load_with(policy, data_dir, runtime, Mode::Handler, requests, log_quota).await?;
+            return Ok((loaded, true));
+        }
+        let share = Share { tenant: Arc::clone(&self.name), weight: policy.limits.weight };
+        let (name, image, modules) = (Arc::clone(&self.name), Arc::clone(&self.image), Arc::clone(&self.modules));
+        Ok((Self { name, share, policy, image, modules, requests, log_quota, entry: self.entry }, false))
+    }
+
+    /// Whether the loaded script is the one that this policy names, as it is on the disk.
+    async fn is_current(self: &Arc<Self>, policy: &policy::Tenant) -> bool {
+        if self.policy.script != policy.script || self.policy.limits.memory_bytes != policy.limits.memory_bytes {
+            return false;
+        }
+        let tenant = Arc::clone(self);
+        let work = move || {
+            fs::read(&tenant.policy.script).is_ok_and(|source| blake3::hash(&source) == tenant.entry)
+                && tenant.modules.is_current()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or(false)
+    }
+
+    async fn load_with(
+        policy: Arc<policy::Tenant>,
+        data_dir: &Path,
+        runtime: &Arc<Runtime>,
+        mode: Mode,
+        requests: Arc<RateLimiter>,
+        log_quota: Arc<Quota>,
+    ) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
         let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
-        let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
         let source = read(&policy, Arc::clone(&modules), mode, &key)?;
+        let entry = blake3::hash(&source.entry.source);
         let image = runtime.load(&share, source, log).await.map_err(|error| match error {
             LoadError::Script(error) => ScriptProblem::Broken { key, error },
             LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
         })?;
         tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
-        let requests = RateLimiter::new(policy.limits.requests);
-        Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy })
+        Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy, entry })
     }
 }
 

@@ -84,6 +84,16 @@ impl Host {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// All that it logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// How many of its lines hold `text`, so far.
+    pub fn count(&self, text: &str) -> usize {
+        self.log.lock().unwrap().lines().filter(|line| line.contains(text)).count()
+    }
+
     /// Ends the host with SIGTERM and gives all that it logged.
     pub fn stop(mut self) -> String {
         self.signal(Signal::TERM);

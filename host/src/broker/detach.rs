@@ -5,7 +5,10 @@ use std::sync::{Arc, atomic::Ordering};
 use neoc_abi::{OperationError, detach::Operation};
 
 use super::{Caller, Refused};
-use crate::policy::detach;
+use crate::{
+    limits::{Exceeded, Owner},
+    policy::detach,
+};
 
 /// Leave to have one more task that goes on after the answer.
 pub struct Permit {
@@ -22,11 +25,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Result<P
     let grant = detach::decide(caller.tenant.allow.detach.as_ref()).map_err(|refusal| caller.refuse(refusal))?;
     let most = grant.tasks.get();
     if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
-        return Err(Refused::OverLimit {
-            limit: "detached_tasks",
-            message: format!("a request may detach {most} tasks"),
-            retry_after: None,
-        });
+        return Err(Refused::OverLimit(Exceeded::new(Owner::Request, "detached_tasks", most)));
     }
     Ok(Permit { _private: () })
 }

@@ -4,11 +4,16 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{ErrorKind, OperationError, http::Operation};
-use tokio::sync::Semaphore;
 use url::Url;
 
-use super::{Broker, Caller, Refused, egress::Destination};
-use crate::policy::http::{self as policy, TargetError, parse_redirect, parse_target};
+use super::{Broker, Caller, Connections, Refused, Traffic, egress::Destination};
+use crate::{
+    limits::{Exceeded, Owner},
+    policy::{
+        http::{self as policy, TargetError, parse_redirect, parse_target},
+        shown_bytes,
+    },
+};
 
 /// Most headers that a script may send.
 const MAX_HEADERS: usize = 64;
@@ -21,6 +26,9 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest pause within a body, unless the script says otherwise.
 const BETWEEN_BYTES_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest time that a script can ask for. No request lives as long.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Headers that decide where a message ends or who sent it. They are the host's alone.
 const HOST_HEADERS: [&str; 12] = [
@@ -98,8 +106,18 @@ impl Permit {
     }
 
     /// The tenant's slots for outbound connections.
-    pub fn connections(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.caller.account.connections)
+    pub fn connections(&self) -> Connections {
+        self.caller.account.connections()
+    }
+
+    /// Where the bytes that it sends and receives are counted.
+    pub fn traffic(&self) -> &Traffic {
+        &self.caller.counts.traffic
+    }
+
+    /// Longest body of its response, when it is unpacked, in bytes.
+    pub fn response_body_bytes(&self) -> u64 {
+        self.caller.tenant.limits.response_body_bytes
     }
 }
 
@@ -108,8 +126,8 @@ impl Permit {
 impl From<neoc_abi::http::Timeouts> for Timeouts {
     fn from(asked: neoc_abi::http::Timeouts) -> Self {
         let neoc_abi::http::Timeouts { connect_ms, first_byte_ms, between_bytes_ms, total_ms } = asked;
-        let [connect, first_byte, between_bytes, total] =
-            [connect_ms, first_byte_ms, between_bytes_ms, total_ms].map(|ms| ms.map(Duration::from_millis));
+        let [connect, first_byte, between_bytes, total] = [connect_ms, first_byte_ms, between_bytes_ms, total_ms]
+            .map(|ms| ms.map(|ms| Duration::from_millis(ms).min(MAX_TIMEOUT)));
         Self {
             connect: connect.unwrap_or(CONNECT_TIMEOUT),
             // Who gives an exchange 30 s means to wait so long for its first byte.
@@ -120,7 +138,7 @@ impl From<neoc_abi::http::Timeouts> for Timeouts {
     }
 }
 
-/// Decides: the URL's form, the rules, the headers, then the count of outbound requests.
+/// Decides: the URL's form, the rules, headers and body, then the counts of outbound requests and bytes.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
     let Operation::Request(request) = operation;
     let neoc_abi::http::Request { method, url, headers, body, timeouts, decompress } = request;
@@ -139,8 +157,30 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
 fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Result<Permit, Refused> {
     let rules = policy::decide(&caller.tenant.allow.http, request.method.as_str(), &url)
         .map_err(|refusal| caller.refuse(refusal))?;
-    caller.take_subrequest()?;
+    check_body(caller, &request)?;
+    caller.counts.take_subrequest(wire_bytes(&request, &url)).map_err(Refused::OverLimit)?;
     Ok(Permit { caller: Arc::clone(caller), rules, url, request })
+}
+
+fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
+    let bytes = request.body.as_ref().map_or(0, bytes::Bytes::len);
+    let most = caller.tenant.limits.request_body_bytes;
+    if u64::try_from(bytes).is_ok_and(|bytes| bytes <= most) {
+        return Ok(());
+    }
+    Err(Refused::OverLimit(Exceeded::new(Owner::Request, "request_body", shown_bytes(most))))
+}
+
+/// What a request takes on the wire: its method and URL, its headers with their separators, its body.
+fn wire_bytes(request: &Request, url: &Url) -> usize {
+    let Request { method, headers, body, timeouts: _, decompress: _ } = request;
+    let line = method.as_str().len() + url.as_str().len();
+    line + headers_bytes(headers) + body.as_ref().map_or(0, bytes::Bytes::len)
+}
+
+/// What headers take on the wire.
+pub fn headers_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
 }
 
 impl Broker {
@@ -155,7 +195,7 @@ impl Broker {
         location: &str,
     ) -> Result<Permit, OperationError> {
         let caller = &from.caller;
-        let decided = caller.take_operation().and_then(|()| {
+        let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| {
             let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error))?;
             decide(caller, request, url)
         });

@@ -10,7 +10,10 @@ use neoc_abi::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Caller, Refused};
-use crate::policy::workers::{self, Grant};
+use crate::{
+    limits::{Exceeded, Owner},
+    policy::workers::{self, Grant},
+};
 
 /// Most bytes of arguments that the calls of one request hold at once, those in line included. As much as
 /// the largest VM.
@@ -62,9 +65,9 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
     check_sizes(&work)?;
     let Some(room) = &caller.counts.workers else { return Err(invalid("workers: this request has none")) };
     let bytes = u32::try_from(work.arguments.len()).unwrap_or(u32::MAX);
-    let argument_bytes = Arc::clone(&room.argument_bytes).try_acquire_many_owned(bytes).map_err(|_| over(format!(
-        "workers: the arguments of the request's calls may take {MAX_ARGUMENT_BYTES} bytes at once, those in line included"
-    )))?;
+    let argument_bytes = Arc::clone(&room.argument_bytes).try_acquire_many_owned(bytes);
+    let argument_bytes = argument_bytes
+        .map_err(|_| over(MAX_ARGUMENT_BYTES, "arguments of all calls at once, those in line included"))?;
     Ok(Permit { caller: caller.as_worker(), work, places: Arc::clone(&room.places), argument_bytes })
 }
 
@@ -78,7 +81,7 @@ fn check_sizes(work: &Work) -> Result<(), Refused> {
         return Err(invalid(format!("workers: a file's path has at most {MAX_MODULE_BYTES} bytes, got {file}")));
     }
     if arguments > MAX_PACKED_BYTES {
-        return Err(over(format!("workers: arguments have at most {MAX_PACKED_BYTES} bytes, got {arguments}")));
+        return Err(over(MAX_PACKED_BYTES, "arguments of one call"));
     }
     Ok(())
 }
@@ -87,8 +90,8 @@ fn invalid(message: impl Into<String>) -> Refused {
     Refused::Invalid(OperationError::invalid(message))
 }
 
-fn over(message: String) -> Refused {
-    Refused::OverLimit { limit: "value_bytes", message, retry_after: None }
+fn over(most_bytes: usize, what: &'static str) -> Refused {
+    Refused::OverLimit(Exceeded::new(Owner::Request, "value_bytes", most_bytes).what(what))
 }
 
 #[cfg(test)]

@@ -48,11 +48,12 @@ struct TenantDirectories {
 }
 
 impl Directories {
-    /// Opens the directories of all grants; absent ones are made.
+    /// Opens the directories of all grants; absent ones are made. `before` are those of the policy before:
+    /// a tenant that stays gets no further threads.
     ///
     /// # Errors
     /// [`OpenError::Directory`] for the first that cannot be opened.
-    pub fn open(data_dir: &Path, tenants: &[Arc<Tenant>]) -> Result<Self, OpenError> {
+    pub fn open(data_dir: &Path, tenants: &[Arc<Tenant>], before: Option<&Self>) -> Result<Self, OpenError> {
         let mut by_tenant = HashMap::new();
         for tenant in tenants.iter().filter(|tenant| !tenant.allow.fs.is_empty()) {
             let mut roots = Vec::new();
@@ -62,7 +63,9 @@ impl Directories {
                 let root = open_root(&path).map_err(|source| OpenError::Directory { key: key(), path, source })?;
                 roots.push(Arc::new(root));
             }
-            let threads = Arc::new(Semaphore::new(THREADS_PER_TENANT));
+            let before = before.and_then(|before| before.by_tenant.get(&tenant.name));
+            let threads = before.map(|before| Arc::clone(&before.threads));
+            let threads = threads.unwrap_or_else(|| Arc::new(Semaphore::new(THREADS_PER_TENANT)));
             by_tenant.insert(tenant.name.clone(), TenantDirectories { roots, threads });
         }
         Ok(Self { by_tenant })

@@ -17,11 +17,11 @@ use neoc_abi::{
     OperationError,
     http::{Reply, Response},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use url::{Position, Url};
 
 use self::{
-    body::{BodyError, BodyReader, MAX_BODY_BYTES},
+    body::{BodyError, BodyReader},
     connection::Connection,
     pool::Pool,
 };
@@ -30,9 +30,9 @@ use super::{
     per_tenant::PerTenant,
 };
 use crate::broker::{
-    Broker,
+    self, Broker,
     egress::Destination,
-    http::{Permit, Request},
+    http::{Permit, Request, headers_bytes},
 };
 
 /// Most redirects that are followed.
@@ -56,21 +56,23 @@ impl Client {
     /// # Errors
     /// Of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
     pub async fn perform(&self, permit: Permit) -> Result<Reply, OperationError> {
-        let Some(total) = permit.request().timeouts.total else {
-            return self.follow(permit).await.map(Reply::Response);
+        let timeouts = permit.request().timeouts;
+        let deadline = Instant::now() + timeouts.first_byte;
+        let Some(total) = timeouts.total else {
+            return self.follow(permit, deadline).await.map(Reply::Response);
         };
         let url = permit.url().clone();
-        match timeout(total, self.follow(permit)).await {
+        // Who is still in line at the deadline hears of the line: what is within is asked first.
+        match timeout(total, self.follow(permit, deadline)).await {
             Ok(result) => result.map(Reply::Response),
             Err(_) => Err(timed_out(&url, "total", "it was not done", total)),
         }
     }
 
-    async fn follow(&self, mut permit: Permit) -> Result<Response, OperationError> {
+    async fn follow(&self, mut permit: Permit, line_until: Instant) -> Result<Response, OperationError> {
         for _ in 0..=MAX_REDIRECTS {
-            let closed = |_| OperationError::io("hyper: the host is shutting down");
             // Held until the body is read: it stands for the connection.
-            let _slot = permit.connections().acquire_owned().await.map_err(closed)?;
+            let _slot = slot(&permit, line_until).await?;
             let response = match self.exchange(&permit).await? {
                 Answer::Whole(response) => return Ok(response),
                 Answer::Redirect(redirect) => redirect,
@@ -100,6 +102,7 @@ impl Client {
             Ok(answer) => answer.map_err(|error| explain(url, &*error))?,
             Err(_) => return Err(timed_out(url, "first_byte", "no answer came", timeouts.first_byte)),
         };
+        permit.traffic().receive(headers_bytes(response.headers())).map_err(|over| over.at("hyper"))?;
         if let Some(location) = redirect_target(&response) {
             // Its body is nobody's business; unread, it ends the connection.
             let (status, has_body) = (response.status(), !response.body().is_end_stream());
@@ -135,6 +138,15 @@ impl Client {
 async fn keep(pool: &Pool, destination: &Destination, mut connection: Connection) {
     if connection.is_reusable().await {
         pool.put(destination.endpoint().clone(), connection);
+    }
+}
+
+/// A slot for a connection, if there is one in time.
+async fn slot(permit: &Permit, line_until: Instant) -> Result<broker::Connection, OperationError> {
+    let connections = permit.connections();
+    match timeout_at(line_until, connections.take()).await {
+        Ok(taken) => taken,
+        Err(_) => Err(connections.exceeded().at("hyper")),
     }
 }
 
@@ -206,13 +218,13 @@ async fn read(
     connection: &mut Connection,
     permit: &Permit,
 ) -> Result<Response, OperationError> {
-    let (url, request) = (permit.url(), permit.request());
-    let failed = |error: BodyError| error.into_error(&format!("hyper: {url}"));
+    let (url, request, most) = (permit.url(), permit.request(), permit.response_body_bytes());
+    let failed = |error: BodyError| error.into_error(&format!("hyper: {url}"), most);
     let (mut parts, mut body) = response.into_parts();
-    if body.size_hint().lower() > u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX) {
+    if body.size_hint().lower() > most {
         return Err(failed(BodyError::TooLarge));
     }
-    let mut content = BodyReader::new(&mut parts.headers, request.decompress).map_err(failed)?;
+    let mut content = BodyReader::new(&mut parts.headers, request.decompress, most).map_err(failed)?;
     let between = request.timeouts.between_bytes;
     loop {
         let frame = timeout(between, connection.drive(body.frame()))
@@ -221,6 +233,7 @@ async fn read(
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| explain(url, &error))?;
         let Ok(data) = frame.into_data() else { continue };
+        permit.traffic().receive(data.len()).map_err(|over| over.at("hyper"))?;
         content.push(&data).map_err(failed)?;
     }
     let body = content.finish().map_err(failed)?;

@@ -23,7 +23,7 @@ use crate::{
 pub struct Capabilities {
     http: http::Client,
     fs: fs::Directories,
-    kv: Option<kv::Store>,
+    kv: Option<Arc<kv::Store>>,
 }
 
 /// Why a capability cannot be offered.
@@ -60,9 +60,25 @@ impl Capabilities {
         let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
         Ok(Self {
             http: http::Client::new(broker, connector(&[])),
-            fs: fs::Directories::open(&host.data_dir, tenants)?,
-            kv: any_kv.then(|| kv::Store::open(&host.data_dir)).transpose()?,
+            fs: fs::Directories::open(&host.data_dir, tenants, None)?,
+            kv: any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
         })
+    }
+
+    /// What the tenants of another policy of the same host need. The store stays open; connections are made
+    /// anew, because those that are there were judged by the policy before.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn successor(&self, host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
+        let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
+        let kv = match &self.kv {
+            // Also when nobody may use it any more: running requests do, and only one may have it open.
+            Some(store) => Some(Arc::clone(store)),
+            None => any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
+        };
+        let fs = fs::Directories::open(&host.data_dir, tenants, Some(&self.fs))?;
+        Ok(Self { http: http::Client::new(broker, connector(&[])), fs, kv })
     }
 
     /// For a script that runs without a policy: there is nothing to open.
@@ -100,7 +116,7 @@ pub async fn perform(
     match permit {
         Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
-        Permit::Kv(permit) => kv::perform(capabilities.kv.as_ref(), permit).await.map(Reply::Kv),
+        Permit::Kv(permit) => kv::perform(capabilities.kv.as_deref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),

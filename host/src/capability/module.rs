@@ -111,7 +111,10 @@ impl Folder {
     /// Of kind `invalid` for a link that leads out of the folder and for what is no regular file, `limit` for
     /// what is too large or too much, `io` when the disk fails. All name the path below the folder only.
     pub fn find_now(&self, permit: Permit) -> Result<Reply, OperationError> {
-        let paths = permit.paths();
+        self.look_up(permit.paths())
+    }
+
+    fn look_up(&self, paths: &[String]) -> Result<Reply, OperationError> {
         if let Some(reply) = self.known.lock().recall(paths) {
             return Ok(reply);
         }
@@ -126,6 +129,20 @@ impl Folder {
             }
         }
         Ok(self.known.lock().keep_answer(paths, &present))
+    }
+
+    /// Whether every file that was read is on the disk as it was, and found in the same way. Waits for the disk.
+    pub fn is_current(&self) -> bool {
+        let answers: Vec<_> = {
+            let known = self.known.lock();
+            known.answers.iter().map(|(paths, present)| (paths.clone(), known.reply(paths, present))).collect()
+        };
+        if answers.is_empty() {
+            return true;
+        }
+        let now =
+            Self { path: self.path.clone(), data_dir: self.data_dir.clone(), ..Self::of_script(Path::new(""), None) };
+        answers.into_iter().all(|(paths, reply)| now.look_up(&paths).is_ok_and(|found| found == reply))
     }
 
     fn root(&self) -> io::Result<&Root> {

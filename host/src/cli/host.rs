@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{default_cache_dir, load_policy, logging};
+use super::{default_cache_dir, load_policy, logging, reload::Follower};
 use crate::{
     runtime::{GUEST, Runtime, Settings},
     server::{Server, Service},
@@ -28,6 +28,13 @@ pub struct Arguments {
 /// Serves until a signal comes. Exit code 0 when all running requests finished.
 pub fn main(arguments: &Arguments) -> super::Result {
     let _guard = logging::start(logging::Format::Json);
+    let io = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("neoc-io")
+        .enable_all()
+        .build()?;
+    let follower = io.block_on(async { Follower::new(&arguments.policy) })?;
     let policy = load_policy(&arguments.policy)?;
     let settings = Settings {
         instances: policy.host.instances,
@@ -36,12 +43,6 @@ pub fn main(arguments: &Arguments) -> super::Result {
         preemption: policy.host.preemption,
         guest: GUEST.into(),
     };
-    let io = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(IO_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("neoc-io")
-        .enable_all()
-        .build()?;
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let drained = io.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -51,6 +52,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
         let server = Server::bind(listen, Arc::clone(&service))
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        tokio::spawn(follower.follow(Arc::clone(&service)));
         println!("listening on http://{}", server.address()?);
         let drained = server
             .serve(async {

@@ -3,6 +3,7 @@
 mod check;
 mod host;
 mod logging;
+mod reload;
 mod run;
 
 use std::{

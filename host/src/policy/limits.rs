@@ -2,7 +2,7 @@
 //!
 //! Only the numbers live here; [`crate::limits`] counts against them.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 use super::{
     error::{Broken, Errors, child},
@@ -32,16 +32,44 @@ pub struct Limits {
     pub requests: Rate,
     /// Broker operations of the tenant. Over it: an error that the script can catch.
     pub operations: Rate,
-    /// Outbound connections of the tenant at once. Over it calls wait their turn.
+    /// Operations of one VM under way at once, timers not counted. 1 to 1,000.
+    pub pending_operations: NonZeroU32,
+    /// Tasks of one VM alive at once, the first one not counted. 1 to 10,000.
+    pub tasks: NonZeroU32,
+    /// Timers of one VM that run at once. 1 to 10,000.
+    pub timers: NonZeroU32,
+    /// Outbound connections of the tenant at once. Over it HTTP waits its turn, and a socket is refused.
     pub connections: NonZeroU32,
+    /// Outbound requests and connections of one request, redirects counted. 1 to 10,000.
+    pub subrequests: NonZeroU32,
+    /// Bytes that one request may send to others, over all its calls. 1 KiB to 64 GiB.
+    pub egress_bytes: u64,
+    /// Bytes that one request may receive from others, over all its calls. 1 KiB to 64 GiB.
+    pub ingress_bytes: u64,
+    /// Longest body of a request, a client's and the script's own. 0 B to 32 MiB.
+    pub request_body_bytes: u64,
+    /// Longest body of a response, an upstream's and the script's own, when it is unpacked. 0 B to 32 MiB.
+    pub response_body_bytes: u64,
+    /// Bytes that the tenant may log. 1 KiB to 16 MiB in each second, minute or hour.
+    pub log: Rate,
+    /// Longest line of the log, in bytes; a longer one is cut. 80 B to 64 KiB, and not over `log`.
+    pub log_line_bytes: u32,
+    /// Bytes in the tenant's store, keys and values. 1 KiB to 1 TiB.
+    pub kv_bytes: u64,
+    /// Longest value in the store. 1 B to 10 MiB.
+    pub kv_value_bytes: u64,
+    /// Bytes in the tenant's granted directories. 1 KiB to 16 TiB.
+    pub fs_bytes: u64,
+    /// Files and directories in the tenant's granted directories. 1 to 10,000,000.
+    pub fs_files: u64,
     /// Time slices per turn, when several tenants have work: its share of the script workers. 1 to 100.
     pub weight: NonZeroU32,
 }
 
-/// So many events in a time.
+/// So many events, or bytes, in a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// 1 to 1,000,000 events.
+    /// 1 to 1,000,000 events, or bytes.
     pub count: NonZeroU32,
     /// One second, minute or hour.
     pub per: Duration,
@@ -58,7 +86,21 @@ impl Default for Limits {
             wall: Duration::from_secs(30),
             requests: Rate::per_second(const { NonZeroU32::new(200).expect("200 is not 0") }),
             operations: Rate::per_second(const { NonZeroU32::new(1000).expect("1000 is not 0") }),
+            pending_operations: const { NonZeroU32::new(64).expect("64 is not 0") },
+            tasks: const { NonZeroU32::new(1000).expect("1000 is not 0") },
+            timers: const { NonZeroU32::new(1000).expect("1000 is not 0") },
             connections: const { NonZeroU32::new(32).expect("32 is not 0") },
+            subrequests: const { NonZeroU32::new(50).expect("50 is not 0") },
+            egress_bytes: 100 << 20,
+            ingress_bytes: 500 << 20,
+            request_body_bytes: 10 << 20,
+            response_body_bytes: 10 << 20,
+            log: Rate::per_second(const { NonZeroU32::new(64 << 10).expect("64 KiB is not 0") }),
+            log_line_bytes: 8 << 10,
+            kv_bytes: 100 << 20,
+            kv_value_bytes: 1 << 20,
+            fs_bytes: 100 << 20,
+            fs_files: 10_000,
             weight: NonZeroU32::MIN,
         }
     }
@@ -68,6 +110,13 @@ impl Rate {
     /// So many events each second.
     pub const fn per_second(count: NonZeroU32) -> Self {
         Self { count, per: Duration::from_secs(1) }
+    }
+}
+
+impl fmt::Display for Rate {
+    /// As the file has it, for events: `100/h`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.count, units::shown_per(self.per))
     }
 }
 
@@ -97,6 +146,7 @@ pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Lim
             .value(&child(at, "connections"), connections.as_ref(), self::connections)
             .unwrap_or(default.connections),
         weight: errors.value(&child(at, "weight"), weight.as_ref(), self::weight).unwrap_or(default.weight),
+        ..default
     }
 }
 

@@ -14,11 +14,13 @@
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`changes`] | what differs between two policies |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
 //! Nothing is allowed by being absent: a missing table grants nothing, an empty file denies everything.
 
 pub mod address;
+pub mod changes;
 pub mod detach;
 pub mod error;
 mod fix;
@@ -42,12 +44,14 @@ mod tests;
 
 use std::{path::Path, sync::Arc};
 
+pub use changes::Changes;
 pub use error::{PolicyError, PolicyErrors};
 pub use host::{Host, Preemption};
 pub use limits::{Limits, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use tenant::{Allow, Tenant};
+pub use units::shown_bytes;
 
 use error::Errors;
 use raw::PolicyToml;
@@ -61,6 +65,7 @@ pub struct Policy {
     /// Sorted by name.
     pub tenants: Vec<Arc<Tenant>>,
     routes: RouteTable,
+    texts: Vec<Arc<str>>,
 }
 
 // === impl Policy ===
@@ -75,8 +80,25 @@ impl Policy {
         let mut errors = Errors::new(file, source);
         let raw = read::read(source, &mut errors).unwrap_or_default();
         // Converted in spite of errors, so that the rules broken in good TOML show up in the same run.
-        let policy = Self::enforce(raw, file.parent().unwrap_or(Path::new("")), &mut errors);
+        let mut policy = Self::enforce(raw, file.parent().unwrap_or(Path::new("")), &mut errors);
+        policy.texts.push(source.into());
         errors.finish().map(|()| policy)
+    }
+
+    /// What was parsed, file by file.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(AsRef::as_ref)
+    }
+
+    /// Names what was parsed: 12 digits of a hash of it. The same files have the same version on every host.
+    pub fn version(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for text in self.texts() {
+            // With the length, so that no text can pass for two.
+            hasher.update(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.finalize().to_hex()[..12].to_owned()
     }
 
     /// The tenant that a request belongs to. `host` is the request's `Host` header, port and all;
@@ -102,6 +124,6 @@ impl Policy {
             .collect();
         let index = |name: &str| tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok();
         let routes = RouteTable::build(routes, index, errors);
-        Self { host, tenants, routes }
+        Self { host, tenants, routes, texts: Vec::new() }
     }
 }

@@ -42,6 +42,18 @@ pub(super) fn shown(time: Duration) -> String {
     if ms.is_multiple_of(1_000) { format!("{} s", ms / 1_000) } else { format!("{ms} ms") }
 }
 
+/// A size as the file has it: in the largest unit that shows it whole.
+pub fn shown_bytes(bytes: u64) -> String {
+    let fits = |(_, factor): &&(&str, u64)| bytes != 0 && bytes.is_multiple_of(*factor);
+    let (unit, factor) = BYTE_UNITS.iter().rev().find(fits).unwrap_or(&BYTE_UNITS[0]);
+    format!("{} {unit}", bytes / factor)
+}
+
+/// The time of a rate as the file has it.
+pub(super) fn shown_per(per: Duration) -> &'static str {
+    RATE_UNITS_S.iter().find(|(_, seconds)| *seconds == per.as_secs()).map_or("?", |(unit, _)| unit)
+}
+
 /// A rate such as `200/s`.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! The listener: accepts, bounds what a client may hold, drains at the end.
 
+mod generation;
 mod inbound;
 mod service;
 
@@ -15,6 +16,7 @@ use tokio::{
     sync::Semaphore,
 };
 
+pub use generation::{LoadError, Reloaded};
 pub use service::Service;
 
 /// Connections that may be open at once.

@@ -3,71 +3,79 @@
 //! A client learns nothing of policy, script or host: an answer of ours is one line of text and the
 //! request's name, under which the operator finds the rest in the log.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use neoc_abi::event::{self, Event, Finish, Mode};
+use neoc_abi::event::{self, Event, Finish};
 
-use super::inbound::{self, BodyError};
+use super::{
+    generation::{Generation, LoadError, Reloaded},
+    inbound::{self, BodyError},
+};
 use crate::{
-    broker::Broker,
-    capability::{Capabilities, OpenError},
     policy::Policy,
     request_id,
     runtime::{CpuBudget, Effects, Failure, Job, Runtime},
     script_log::ScriptLog,
-    tenant::{ScriptProblem, Tenant},
+    tenant::Tenant,
 };
 
 /// The name of a request, in our answers and our log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-type Answer = Response<Full<Bytes>>;
-
-/// All tenants, ready to serve.
-pub struct Service {
-    policy: Policy,
-    tenants: HashMap<String, Arc<Tenant>>,
-    runtime: Arc<Runtime>,
-    broker: Arc<Broker>,
-    capabilities: Arc<Capabilities>,
-    io: tokio::runtime::Handle,
+/// Which policy is in force.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// See [`Policy::version`].
+    pub version: String,
+    /// Counted from 1, at the start of the host.
+    pub number: u64,
+    /// Since when.
+    pub since: std::time::SystemTime,
 }
 
-/// Why a policy cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// What a grant needs cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// Scripts that cannot be used, all of them.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Scripts(Vec<ScriptProblem>),
+type Answer = Response<Full<Bytes>>;
+
+/// All tenants, ready to serve, under a policy that can be replaced.
+pub struct Service {
+    generation: ArcSwap<Generation>,
+    /// Held by whoever replaces the generation.
+    reloading: tokio::sync::Mutex<()>,
+    runtime: Arc<Runtime>,
+    io: tokio::runtime::Handle,
 }
 
 impl Service {
     /// Opens what the grants need and loads every tenant's script.
     ///
     /// # Errors
-    /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
+    /// See [`LoadError`].
     pub async fn load(policy: Policy, runtime: Arc<Runtime>) -> Result<Self, LoadError> {
-        let broker = Arc::new(Broker::new(&policy.tenants));
-        let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
-        let (mut tenants, mut problems) = (HashMap::new(), Vec::new());
-        for tenant in &policy.tenants {
-            match Tenant::load(Arc::clone(tenant), &policy.host.data_dir, &runtime, Mode::Handler).await {
-                Ok(loaded) => drop(tenants.insert(tenant.name.clone(), Arc::new(loaded))),
-                Err(problem) => problems.push(problem),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(LoadError::Scripts(problems));
-        }
+        let generation = ArcSwap::from_pointee(Generation::first(policy, &runtime).await?);
         let io = tokio::runtime::Handle::current();
-        Ok(Self { policy, tenants, runtime, broker, capabilities, io })
+        Ok(Self { generation, reloading: tokio::sync::Mutex::default(), runtime, io })
+    }
+
+    /// Puts another policy in force, whole or not at all: everything is opened and loaded beside what is there,
+    /// then replaced in one step. Requests that run end under the policy they began with.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; the policy that was in force stays so.
+    pub async fn reload(&self, policy: Policy) -> Result<Reloaded, LoadError> {
+        let _alone = self.reloading.lock().await;
+        let (generation, reloaded) = self.generation.load_full().successor(policy, &self.runtime).await?;
+        self.generation.store(Arc::new(generation));
+        Ok(reloaded)
+    }
+
+    /// The policy that is in force, as it stands in an operator's log.
+    pub fn status(&self) -> Status {
+        let generation = self.generation.load();
+        Status { version: generation.policy.version(), number: generation.number, since: generation.since }
     }
 
     /// Waits until no script runs, detached tasks included.
@@ -77,10 +85,11 @@ impl Service {
 
     /// Logs how many operations were permitted, and how many refused for which reason.
     pub fn log_decisions(&self) {
-        for ((capability, reason), count) in self.broker.decisions().counters() {
+        let generation = self.generation.load();
+        for ((capability, reason), count) in generation.broker.decisions().counters() {
             tracing::info!(target: "neoc::audit", capability, reason, count, "decisions since the start");
         }
-        let count: u64 = self.tenants.values().map(|tenant| tenant.log_quota.n_stalls()).sum();
+        let count: u64 = generation.tenants.values().map(|tenant| tenant.log_quota.n_stalls()).sum();
         if count > 0 {
             tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
@@ -98,7 +107,9 @@ impl Service {
 
     async fn answer(&self, request: Request<Incoming>, id: &Arc<str>) -> Answer {
         let (parts, body) = request.into_parts();
-        let Some(tenant) = self.route(&parts) else {
+        // One look for the whole request: what is loaded meanwhile is for those that come after it.
+        let generation = self.generation.load_full();
+        let Some(tenant) = route(&generation, &parts) else {
             return plain(StatusCode::NOT_FOUND, "no such page", id);
         };
         if let Err(over) = tenant.requests.try_take() {
@@ -114,27 +125,20 @@ impl Service {
             Err(BodyError::TooSlow) => return plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
             Err(BodyError::Broken) => return plain(StatusCode::BAD_REQUEST, "the body is broken", id),
         };
-        self.run(tenant, inbound::request(&parts, body), id).await
+        self.run(&generation, tenant, inbound::request(&parts, body), id).await
     }
 
-    fn route(&self, parts: &Parts) -> Option<&Arc<Tenant>> {
-        // An absolute-form target names its host itself; it must not disagree with the header.
-        let named = parts.uri.host();
-        let mut hosts = parts.headers.get_all(header::HOST).iter();
-        let host = match (named, hosts.next(), hosts.next()) {
-            (_, _, Some(_)) => return None,
-            (Some(host), _, None) => Some(host),
-            (None, host, None) => host.and_then(|host| host.to_str().ok()),
-        };
-        let tenant = self.policy.route(host, parts.uri.path())?;
-        self.tenants.get(&tenant.name)
-    }
-
-    async fn run(&self, tenant: &Arc<Tenant>, request: event::Request, id: &Arc<str>) -> Answer {
-        let Some(caller) = self.broker.caller(&tenant.policy, Arc::clone(id)) else {
+    async fn run(
+        &self,
+        generation: &Generation,
+        tenant: &Arc<Tenant>,
+        request: event::Request,
+        id: &Arc<str>,
+    ) -> Answer {
+        let Some(caller) = generation.broker.caller(&tenant.policy, Arc::clone(id)) else {
             return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
         };
-        let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
+        let (broker, capabilities) = (Arc::clone(&generation.broker), Arc::clone(&generation.capabilities));
         let modules = Arc::clone(&tenant.modules);
         let effects = Effects::new(broker, capabilities, caller, modules, self.io.clone());
         let limits = &tenant.policy.limits;
@@ -160,6 +164,20 @@ impl Service {
             Err(failure) => failed(&failure, tenant, id),
         }
     }
+}
+
+/// The tenant that a request is for.
+fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Tenant>> {
+    // An absolute-form target names its host itself; it must not disagree with the header.
+    let named = parts.uri.host();
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (named, hosts.next(), hosts.next()) {
+        (_, _, Some(_)) => return None,
+        (Some(host), _, None) => Some(host),
+        (None, host, None) => host.and_then(|host| host.to_str().ok()),
+    };
+    let tenant = generation.policy.route(host, parts.uri.path())?;
+    generation.tenants.get(&tenant.name)
 }
 
 /// The answer to a script that came to its end.

@@ -6,8 +6,13 @@ use flate2::write::GzDecoder;
 use http::{HeaderMap, header};
 use neoc_abi::OperationError;
 
-/// Longest body, in bytes, unpacked.
-pub const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
+use crate::{
+    limits::{Exceeded, Owner},
+    policy::shown_bytes,
+};
+
+/// The policy key of a body's length.
+const LIMIT: &str = "response_body";
 
 /// Below this size a body may be packed as densely as it likes, in bytes.
 const FREE_BYTES: usize = 1024 * 1024;
@@ -29,7 +34,7 @@ enum Kind {
 /// Why there is no body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyError {
-    /// Longer than [`MAX_BODY_BYTES`].
+    /// Longer than it may be.
     TooLarge,
     /// Packed more densely than [`MAX_RATIO`].
     TooDense,
@@ -39,19 +44,25 @@ pub enum BodyError {
     UnknownEncoding,
 }
 
-/// Bytes up to [`MAX_BODY_BYTES`].
-#[derive(Default)]
-struct Capped(Vec<u8>);
+/// Bytes up to a most.
+struct Capped {
+    content: Vec<u8>,
+    most: usize,
+    /// Whether there were more.
+    is_over: bool,
+}
 
 // === impl BodyReader ===
 
 impl BodyReader {
-    /// A reader for an answer with these headers. Those that unpacking makes untrue are removed.
+    /// A reader for an answer with these headers, of at most so many bytes when they are unpacked. Headers that
+    /// unpacking makes untrue are removed.
     ///
     /// # Errors
     /// [`BodyError::UnknownEncoding`].
-    pub fn new(headers: &mut HeaderMap, decompress: bool) -> Result<Self, BodyError> {
-        Ok(Self { kind: Kind::of(headers, decompress)?, n_packed: 0 })
+    pub fn new(headers: &mut HeaderMap, decompress: bool, most: u64) -> Result<Self, BodyError> {
+        let content = Capped { content: Vec::new(), most: usize::try_from(most).unwrap_or(usize::MAX), is_over: false };
+        Ok(Self { kind: Kind::of(headers, decompress, content)?, n_packed: 0 })
     }
 
     /// Takes the next piece.
@@ -66,7 +77,7 @@ impl BodyReader {
                 // In small pieces, so that a bomb is noticed before it has filled the whole body.
                 for piece in piece.chunks(4096) {
                     decoder.write_all(piece).map_err(|_| decoder_fault(decoder.get_ref()))?;
-                    let n_unpacked = decoder.get_ref().0.len();
+                    let n_unpacked = decoder.get_ref().content.len();
                     if n_unpacked > FREE_BYTES && n_unpacked > self.n_packed * MAX_RATIO {
                         return Err(BodyError::TooDense);
                     }
@@ -82,25 +93,25 @@ impl BodyReader {
     /// See [`BodyError`].
     pub fn finish(self) -> Result<Vec<u8>, BodyError> {
         match self.kind {
-            Kind::Plain(Capped(content)) => Ok(content),
+            Kind::Plain(plain) => Ok(plain.content),
             // Some answers have an encoding and no body, such as that to a HEAD.
             Kind::Gzip(_) if self.n_packed == 0 => Ok(Vec::new()),
             Kind::Gzip(mut decoder) => {
                 decoder.try_finish().map_err(|_| decoder_fault(decoder.get_ref()))?;
-                decoder.finish().map(|Capped(content)| content).map_err(|_| BodyError::Broken)
+                decoder.finish().map(|unpacked| unpacked.content).map_err(|_| BodyError::Broken)
             }
         }
     }
 }
 
 fn decoder_fault(content: &Capped) -> BodyError {
-    if content.0.len() >= MAX_BODY_BYTES { BodyError::TooLarge } else { BodyError::Broken }
+    if content.is_over { BodyError::TooLarge } else { BodyError::Broken }
 }
 
 impl Kind {
-    fn of(headers: &mut HeaderMap, decompress: bool) -> Result<Self, BodyError> {
+    fn of(headers: &mut HeaderMap, decompress: bool, content: Capped) -> Result<Self, BodyError> {
         if !decompress {
-            return Ok(Self::Plain(Capped::default()));
+            return Ok(Self::Plain(content));
         }
         let encodings: Vec<_> = headers.get_all(header::CONTENT_ENCODING).iter().collect();
         let gzip = match encodings.as_slice() {
@@ -114,23 +125,25 @@ impl Kind {
             _ => return Err(BodyError::UnknownEncoding),
         };
         if !gzip {
-            return Ok(Self::Plain(Capped::default()));
+            return Ok(Self::Plain(content));
         }
         headers.remove(header::CONTENT_ENCODING);
         headers.remove(header::CONTENT_LENGTH);
-        Ok(Self::Gzip(GzDecoder::new(Capped::default())))
+        Ok(Self::Gzip(GzDecoder::new(content)))
     }
 }
 
 // === impl BodyError ===
 
 impl BodyError {
-    /// What the script gets; `of` names the request.
-    pub fn into_error(self, of: &str) -> OperationError {
-        let limit = |what: String| OperationError::limit("response_body", format!("{of}: {what}"));
+    /// What the script gets; `of` names the request, and `most` is the limit of its body.
+    pub fn into_error(self, of: &str, most: u64) -> OperationError {
         match self {
-            Self::TooLarge => limit(format!("the body is larger than {MAX_BODY_BYTES} bytes")),
-            Self::TooDense => limit(format!("the body is packed more than {MAX_RATIO} times")),
+            Self::TooLarge => Exceeded::new(Owner::Request, LIMIT, shown_bytes(most)).at(of),
+            Self::TooDense => {
+                let message = format!("{of}: the body is packed more than {MAX_RATIO} times, which is the most");
+                OperationError::limit(LIMIT, message)
+            }
             Self::Broken => OperationError::io(format!("{of}: the body is no whole gzip stream")),
             Self::UnknownEncoding => OperationError::io(format!("{of}: the body is packed, and not by gzip alone")),
         }
@@ -139,12 +152,11 @@ impl BodyError {
 
 impl Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if bytes.len() > MAX_BODY_BYTES - self.0.len() {
-            // Full, so that the fault can be told from a broken stream.
-            self.0.resize(MAX_BODY_BYTES, 0);
+        if bytes.len() > self.most - self.content.len() {
+            self.is_over = true;
             return Err(std::io::ErrorKind::WriteZero.into());
         }
-        self.0.extend_from_slice(bytes);
+        self.content.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -160,6 +172,8 @@ mod tests {
 
     use super::*;
 
+    const MOST: usize = 10 << 20;
+
     fn packed(content: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(content).and_then(|()| encoder.finish()).expect("memory never fails")
@@ -168,7 +182,7 @@ mod tests {
     fn read(encoding: &'static str, piece_bytes: usize, bytes: &[u8]) -> Result<Vec<u8>, BodyError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
-        let mut reader = BodyReader::new(&mut headers, true)?;
+        let mut reader = BodyReader::new(&mut headers, true, MOST as u64)?;
         bytes.chunks(piece_bytes).try_for_each(|piece| reader.push(piece))?;
         reader.finish()
     }
@@ -212,8 +226,8 @@ mod tests {
 
     #[test]
     fn a_body_has_its_full_length_and_not_a_byte_more() {
-        for (n_bytes, expected) in [(MAX_BODY_BYTES, Ok(())), (MAX_BODY_BYTES + 1, Err(BodyError::TooLarge))] {
-            let mut plain = BodyReader::new(&mut HeaderMap::new(), false).expect("no encoding");
+        for (n_bytes, expected) in [(MOST, Ok(())), (MOST + 1, Err(BodyError::TooLarge))] {
+            let mut plain = BodyReader::new(&mut HeaderMap::new(), false, MOST as u64).expect("no encoding");
             let pushed = vec![1; n_bytes].chunks(1 << 20).try_for_each(|piece| plain.push(piece));
             assert_eq!(pushed, expected, "{n_bytes}");
         }
@@ -223,8 +237,8 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u8
         });
-        let content: Vec<u8> = noise.take(MAX_BODY_BYTES + 1).collect();
+        let content: Vec<u8> = noise.take(MOST + 1).collect();
         assert_eq!(read("gzip", 1 << 16, &packed(&content)), Err(BodyError::TooLarge));
-        assert_eq!(read("gzip", 1 << 16, &packed(&content[1..])).map(|body| body.len()), Ok(MAX_BODY_BYTES));
+        assert_eq!(read("gzip", 1 << 16, &packed(&content[1..])).map(|body| body.len()), Ok(MOST));
     }
 }

@@ -1,0 +1,138 @@
+//! All that one policy makes of a host: what a reload replaces in one step.
+//!
+//! A request takes the generation that is in force when it comes, and keeps it to its end. So it sees one
+//! policy, one set of scripts and one set of open directories, whatever is loaded meanwhile.
+
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+
+use neoc_abi::event::Mode;
+
+use crate::{
+    broker::Broker,
+    capability::{Capabilities, OpenError},
+    policy::{Changes, Host, Policy},
+    runtime::Runtime,
+    tenant::{ScriptProblem, Tenant},
+};
+
+/// One policy, in force or ready to be.
+pub struct Generation {
+    /// What may be done.
+    pub policy: Policy,
+    /// Every tenant of the policy, with its script.
+    pub tenants: HashMap<String, Arc<Tenant>>,
+    /// The door to every effect.
+    pub broker: Arc<Broker>,
+    /// What the effects work with.
+    pub capabilities: Arc<Capabilities>,
+    /// Counted from 1, at the start of the host.
+    pub number: u64,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// Why a policy cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// What a grant needs cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Scripts that cannot be used, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Scripts(Vec<ScriptProblem>),
+    /// Keys of `[host]` that differ from those that the host was started with.
+    #[error("{} cannot change while the host runs: restart it, or put back what was there", .0.join(", "))]
+    NeedsRestart(Vec<&'static str>),
+}
+
+/// What a reload changed.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// What differs between the two policies.
+    pub changes: Changes,
+    /// Tenants that stay, and whose script was loaded again, because it changed.
+    pub scripts: Vec<String>,
+}
+
+impl Generation {
+    /// Opens what the grants need and loads every tenant's script.
+    ///
+    /// # Errors
+    /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
+    pub async fn first(policy: Policy, runtime: &Arc<Runtime>) -> Result<Self, LoadError> {
+        let broker = Arc::new(Broker::new(&policy.tenants));
+        let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
+        let mut scripts = Scripts::default();
+        for tenant in &policy.tenants {
+            let loaded = Tenant::load(Arc::clone(tenant), &policy.host.data_dir, runtime, Mode::Handler).await;
+            scripts.add(loaded);
+        }
+        let tenants = scripts.finish()?;
+        Ok(Self { policy, tenants, broker, capabilities, number: 1, since: SystemTime::now() })
+    }
+
+    /// The generation that comes after this one, complete, and not yet in force. What tenants that stay have
+    /// used of their limits goes with it, and scripts that are as they were are not loaded again.
+    ///
+    /// # Errors
+    /// As [`Generation::first`], and [`LoadError::NeedsRestart`]. This generation is as it was then.
+    pub async fn successor(&self, policy: Policy, runtime: &Arc<Runtime>) -> Result<(Self, Reloaded), LoadError> {
+        let fixed = fixed_keys(&self.policy.host, &policy.host);
+        if !fixed.is_empty() {
+            return Err(LoadError::NeedsRestart(fixed));
+        }
+        let broker = Arc::new(self.broker.successor(&policy.tenants));
+        let capabilities = self.capabilities.successor(&policy.host, &policy.tenants, Arc::clone(&broker))?;
+        let (mut scripts, mut reloaded) = (Scripts::default(), Vec::new());
+        for tenant in &policy.tenants {
+            let data_dir = &policy.host.data_dir;
+            let loaded = match self.tenants.get(&tenant.name) {
+                None => Tenant::load(Arc::clone(tenant), data_dir, runtime, Mode::Handler).await,
+                Some(before) => before.successor(Arc::clone(tenant), data_dir, runtime).await.map(|(loaded, again)| {
+                    reloaded.extend(again.then(|| tenant.name.clone()));
+                    loaded
+                }),
+            };
+            scripts.add(loaded);
+        }
+        let tenants = scripts.finish()?;
+        let reloaded = Reloaded { changes: Changes::between(&self.policy, &policy), scripts: reloaded };
+        let (capabilities, number) = (Arc::new(capabilities), self.number + 1);
+        Ok((Self { policy, tenants, broker, capabilities, number, since: SystemTime::now() }, reloaded))
+    }
+}
+
+/// Scripts on their way: those that loaded, or else all that did not.
+#[derive(Default)]
+struct Scripts {
+    loaded: HashMap<String, Arc<Tenant>>,
+    problems: Vec<ScriptProblem>,
+}
+
+impl Scripts {
+    fn add(&mut self, loaded: Result<Tenant, ScriptProblem>) {
+        match loaded {
+            Ok(tenant) => drop(self.loaded.insert(tenant.name.as_ref().to_owned(), Arc::new(tenant))),
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    fn finish(self) -> Result<HashMap<String, Arc<Tenant>>, LoadError> {
+        if self.problems.is_empty() { Ok(self.loaded) } else { Err(LoadError::Scripts(self.problems)) }
+    }
+}
+
+/// The keys of `[host]` that a running host cannot follow, where they differ.
+fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
+    // Destructured, so that a new key is decided on here.
+    let Host { listen, data_dir, cache_dir, instances, workers, preemption } = before;
+    let keys = [
+        ("host.listen", *listen == after.listen),
+        ("host.data_dir", *data_dir == after.data_dir),
+        ("host.cache_dir", *cache_dir == after.cache_dir),
+        ("host.instances", *instances == after.instances),
+        ("host.workers", *workers == after.workers),
+        ("host.preemption", *preemption == after.preemption),
+    ];
+    keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
