@@ -13,10 +13,9 @@ use std::{
 use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
-    limits::RateLimiter,
-    policy::{self, Preemption, Rate, workers::Grant},
+    policy::{self, Preemption, workers::Grant},
     runtime::{CpuBudget, Effects, Failure, GUEST, Job, Runtime, Settings, Share, Source},
-    script_log::{BYTES_PER_SECOND, Quota, ScriptLog},
+    script_log::{Quota, ScriptLog},
 };
 use neoc_abi::event::{Event, Finish, Mode, Module, Request};
 
@@ -363,8 +362,8 @@ fn two_workers_of_a_request_run_on_two_threads_at_once() {
     tracing::subscriber::set_global_default(subscriber).unwrap();
     let module = "return function() print('meet') end";
     let sandbox = Sandbox::start(Preemption::Safepoint);
-    let quota = Quota::new(RateLimiter::new(Rate::per_second(BYTES_PER_SECOND)));
-    let log = ScriptLog::tenant("test".into(), "request".into(), Arc::new(quota));
+    let quota = Arc::new(Quota::new(&policy::Tenant::without_grants("test", "test.luau")));
+    let log = ScriptLog::tenant("test".into(), "request".into(), quota);
     let job = Job { log, ..sandbox.job(MAP, module, &CpuBudget::new(Duration::from_secs(3600))) };
     let ended = sandbox.io.block_on(sandbox.runtime.run(job)).unwrap();
     assert!(matches!(ended.finish, Finish::Response(_)), "{:?}", ended.finish);

@@ -29,6 +29,7 @@ mod conformance;
 mod failure;
 mod host;
 mod interrupt;
+mod limits;
 mod memory;
 mod module;
 mod operation;

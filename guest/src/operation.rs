@@ -11,14 +11,8 @@ use std::task::{Poll, Waker};
 
 use neoc_abi::{Completion, Operation, OperationError, Outcome, Reply, time};
 
-use crate::host;
 use crate::scheduler::{self, cancel, wait};
-
-/// Most operations that may wait for the host at once, timers not counted.
-pub const MAX_PENDING: usize = 64;
-
-/// Most timers that may run at once.
-pub const MAX_TIMERS: usize = 1000;
+use crate::{host, limits};
 
 /// The longest time that can be waited for, in seconds. A wait for ever is a wait for the end of the script's time.
 const MAX_SECONDS: f64 = 1e9;
@@ -90,18 +84,18 @@ pub fn check_open(api: &str) -> Result<(), OperationError> {
 /// Performs an operation.
 ///
 /// # Errors
-/// What the host answers; `cancelled`; [`neoc_abi::ErrorKind::Limit`] at once when [`MAX_PENDING`] others wait.
+/// What the host answers; `cancelled`; [`neoc_abi::ErrorKind::Limit`] at once when too many others wait.
 pub async fn perform(api: &str, operation: Operation) -> Outcome {
     check_open(api)?;
     cancel::refuse().await?;
-    if OPERATIONS.with_borrow(|operations| operations.n_pending >= MAX_PENDING) {
-        let message = format!("{api}: {MAX_PENDING} operations are pending, which is the most at once");
-        return Err(OperationError::limit("pending_operations", message));
+    let most = limits::pending_operations();
+    if OPERATIONS.with_borrow(|operations| operations.n_pending >= most) {
+        return Err(limits::exceeded(api, "pending_operations", most));
     }
     submit(&operation, false)?.outcome().await
 }
 
-/// Performs an operation as soon as fewer than [`MAX_PENDING`] others wait.
+/// Performs an operation as soon as few enough others wait.
 ///
 /// # Errors
 /// What the host answers, and `cancelled`.
@@ -110,7 +104,7 @@ pub async fn perform_in_line(api: &str, operation: Operation) -> Outcome {
     let turn = wait::Turn::begin();
     poll_fn(|context| {
         OPERATIONS.with_borrow_mut(|operations| {
-            if operations.n_pending < MAX_PENDING || cancel::is_cancelled() {
+            if operations.n_pending < limits::pending_operations() || cancel::is_cancelled() {
                 return Poll::Ready(());
             }
             operations.in_line.push(context.waker().clone());
@@ -139,13 +133,13 @@ pub fn perform_at_once(api: &str, operation: &Operation) -> Outcome {
 /// Waits for so many seconds; gives those that have really passed. NaN and negative times are no time.
 ///
 /// # Errors
-/// `cancelled`; [`neoc_abi::ErrorKind::Limit`] when [`MAX_TIMERS`] run; what the host answers.
+/// `cancelled`; [`neoc_abi::ErrorKind::Limit`] when too many run; what the host answers.
 pub async fn sleep(api: &str, seconds: f64) -> Result<f64, OperationError> {
     check_open(api)?;
     cancel::refuse().await?;
-    if OPERATIONS.with_borrow(|operations| operations.n_timers >= MAX_TIMERS) {
-        let message = format!("{api}: {MAX_TIMERS} timers run, which is the most at once");
-        return Err(OperationError::limit("timers", message));
+    let most = limits::timers();
+    if OPERATIONS.with_borrow(|operations| operations.n_timers >= most) {
+        return Err(limits::exceeded(api, "timers", most));
     }
     waited(submit(&wait_for(seconds), true)?.outcome().await?)
 }

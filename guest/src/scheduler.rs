@@ -34,10 +34,7 @@ use self::cancel::Phase;
 pub use self::table::Ownership;
 use self::table::{Queue, Task, Tasks};
 use crate::failure::{self, Failure};
-use crate::{host, operation};
-
-/// Most tasks that may be alive at once, the first one not counted.
-pub const MAX_TASKS: usize = 1000;
+use crate::{host, limits, operation};
 
 /// How deeply calls to `spawn` may be nested: each level stands on the stack of the one before.
 pub const MAX_DEPTH: usize = 64;
@@ -122,16 +119,16 @@ pub fn deliver(batch: Vec<Completion>) {
 /// Makes room for a task and gives its number; [`start`] or [`defer`] is to follow.
 ///
 /// # Errors
-/// [`neoc_abi::ErrorKind::Limit`] when [`MAX_TASKS`] are alive or [`MAX_DEPTH`] calls are nested,
+/// [`neoc_abi::ErrorKind::Limit`] when too many are alive or [`MAX_DEPTH`] calls are nested,
 /// [`neoc_abi::ErrorKind::Invalid`] outside a request, and `cancelled` in a task that is.
 pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
     operation::check_open(api)?;
     cancel::check()?;
     end_bodiless();
     TASKS.with_borrow_mut(|tasks| {
-        if tasks.alive.len() > MAX_TASKS {
-            let message = format!("{api}: {MAX_TASKS} tasks are alive, which is the most at once");
-            return Err(OperationError::limit("tasks", message));
+        let most = limits::tasks();
+        if tasks.alive.len() > most {
+            return Err(limits::exceeded(api, "tasks", most));
         }
         if tasks.depth >= MAX_DEPTH {
             let message = format!("{api}: {MAX_DEPTH} calls are nested, which is the most");

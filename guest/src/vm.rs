@@ -11,7 +11,7 @@ use neoc_abi::workers::Work;
 
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
-use crate::{failure, host, interrupt, module, operation, request, sandbox, scheduler, stdlib, value};
+use crate::{failure, host, interrupt, limits, module, operation, request, sandbox, scheduler, stdlib, value};
 
 /// A VM, and what it is busy with.
 pub struct Vm {
@@ -173,7 +173,8 @@ impl Vm {
     }
 
     fn start_event(&self, start: Start) -> Result<(), String> {
-        let Start { event, random_seed } = start;
+        let Start { event, random_seed, limits } = start;
+        limits::set(limits);
         let kind = match event {
             Event::Request(_) => Kind::Request,
             Event::Run(_) => Kind::Run,

@@ -4,7 +4,6 @@ use std::{
     borrow::Cow,
     collections::HashSet,
     io::Write,
-    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,14 +12,14 @@ use std::{
 
 use neoc_abi::{
     error::truncate_at_char,
-    log::{Level, MAX_LINE_BYTES, Record},
+    log::{Level, Record},
 };
 use parking_lot::Mutex;
 
-use crate::limits::RateLimiter;
-
-/// Log bytes that a tenant may write a second.
-pub const BYTES_PER_SECOND: NonZeroU32 = NonZeroU32::new(64 * 1024).expect("it is not 0");
+use crate::{
+    limits::RateLimiter,
+    policy::{Tenant, log::Grant},
+};
 
 /// Places that are remembered for each tenant.
 const MAX_STALL_PLACES: usize = 100;
@@ -32,13 +31,16 @@ pub struct ScriptLog(Sink);
 #[derive(Clone)]
 enum Sink {
     Discard,
-    Terminal { stalls: Arc<Mutex<HashSet<String>>> },
+    Terminal { grant: Grant, stalls: Arc<Mutex<HashSet<String>>> },
     Tenant { tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota> },
 }
 
 /// A tenant's share of the log.
 pub struct Quota {
+    grant: Grant,
     bytes: RateLimiter,
+    /// Longest line; a longer one is cut.
+    line_bytes: usize,
     lost_lines: AtomicU64,
     /// Where the tenant's VMs have stood still, so that each place is logged once.
     stalls: Mutex<HashSet<String>>,
@@ -46,9 +48,16 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// A quota with `bytes` to take from.
-    pub fn new(bytes: RateLimiter) -> Self {
-        Self { bytes, lost_lines: AtomicU64::new(0), stalls: Mutex::default(), n_stalls: AtomicU64::new(0) }
+    /// The quota of a tenant, all unused.
+    pub fn new(tenant: &Tenant) -> Self {
+        Self {
+            grant: tenant.allow.log,
+            bytes: RateLimiter::new(tenant.limits.log),
+            line_bytes: usize::try_from(tenant.limits.log_line_bytes).unwrap_or(usize::MAX),
+            lost_lines: AtomicU64::new(0),
+            stalls: Mutex::default(),
+            n_stalls: AtomicU64::new(0),
+        }
     }
 
     /// How often the tenant's VMs have stood still, those that were ended meanwhile included.
@@ -65,9 +74,10 @@ impl ScriptLog {
         Self(Sink::Discard)
     }
 
-    /// `print` goes to standard output, other lines to standard error.
-    pub fn terminal() -> Self {
-        Self(Sink::Terminal { stalls: Arc::default() })
+    /// `print` goes to standard output, whatever the grant: it is what the command is run for. Other lines go to
+    /// standard error.
+    pub fn terminal(grant: Grant) -> Self {
+        Self(Sink::Terminal { grant, stalls: Arc::default() })
     }
 
     /// Lines go to the host's log, with the tenant and the request as fields, within the quota.
@@ -79,7 +89,7 @@ impl ScriptLog {
     pub fn stall(&self, place: String) {
         let known = match &self.0 {
             Sink::Discard => return,
-            Sink::Terminal { stalls } => stalls,
+            Sink::Terminal { stalls, .. } => stalls,
             Sink::Tenant { quota, .. } => {
                 quota.n_stalls.fetch_add(1, Ordering::Relaxed);
                 &quota.stalls
@@ -92,17 +102,29 @@ impl ScriptLog {
             }
         }
         let text = format!("{place} waits where Luau cannot yield: the whole VM stands still meanwhile");
-        self.write(Record { level: Level::Warn, text });
+        self.report(Record { level: Level::Warn, text });
     }
 
-    /// Writes one line. Never waits for a reader.
+    /// Writes a line of the script's, if the policy keeps those of its level. Never waits for a reader.
     pub fn write(&self, record: Record) {
+        let is_kept = match &self.0 {
+            Sink::Discard => false,
+            Sink::Terminal { grant, .. } => record.level == Level::Print || grant.keeps(record.level),
+            Sink::Tenant { quota, .. } => quota.grant.keeps(record.level),
+        };
+        if is_kept {
+            self.report(record);
+        }
+    }
+
+    /// Writes a line of the host's about the script, whatever its level. Never waits for a reader.
+    pub fn report(&self, record: Record) {
         let Record { level, mut text } = record;
         match &self.0 {
             Sink::Discard => {}
             Sink::Terminal { .. } => write_to_terminal(level, &text),
             Sink::Tenant { tenant, request, quota } => {
-                truncate_at_char(&mut text, MAX_LINE_BYTES);
+                truncate_at_char(&mut text, quota.line_bytes);
                 // An empty line costs one byte, so that a flood of them is bounded too.
                 let bytes = u32::try_from(text.len()).unwrap_or(u32::MAX).max(1);
                 if quota.bytes.try_take_n(bytes).is_err() {
@@ -112,7 +134,7 @@ impl ScriptLog {
                 let text = visible(&text);
                 let lost_lines = quota.lost_lines.swap(0, Ordering::Relaxed);
                 if lost_lines > 0 {
-                    tracing::warn!(target: "neoc::script", %tenant, lost_lines, "lines over the tenant's log quota were dropped");
+                    tracing::warn!(target: "neoc::script", %tenant, lost_lines, limit = "log", "lines over the tenant's limit were dropped");
                 }
                 write_to_log(tenant, request, level, &text);
             }

@@ -7,9 +7,9 @@ use neoc_abi::event::{Mode, Module, ScriptError};
 use crate::{
     capability::module::Folder,
     limits::RateLimiter,
-    policy::{self, Rate},
+    policy,
     runtime::{Failure, LoadError, Runtime, Share, SharedImage, Source},
-    script_log::{self, Quota, ScriptLog},
+    script_log::{Quota, ScriptLog},
 };
 
 /// A tenant with its script loaded.
@@ -74,7 +74,7 @@ impl Tenant {
         runtime: &Arc<Runtime>,
         mode: Mode,
     ) -> Result<Self, ScriptProblem> {
-        let log_quota = Arc::new(Quota::new(RateLimiter::new(Rate::per_second(script_log::BYTES_PER_SECOND))));
+        let log_quota = Arc::new(Quota::new(&policy));
         let requests = Arc::new(RateLimiter::new(policy.limits.requests));
         Self::load_with(policy, data_dir, runtime, mode, requests, log_quota).await
     }
@@ -95,7 +95,10 @@ impl Tenant {
             true => Arc::clone(&self.requests),
             false => Arc::new(RateLimiter::new(policy.limits.requests)),
         };
-        let log_quota = Arc::clone(&self.log_quota);
+        let same_log = self.policy.limits.log == policy.limits.log
+            && self.policy.limits.log_line_bytes == policy.limits.log_line_bytes
+            && self.policy.allow.log == policy.allow.log;
+        let log_quota = if same_log { Arc::clone(&self.log_quota) } else { Arc::new(Quota::new(&policy)) };
         if !self.is_current(&policy).await {
             let loaded = Self::load_with(policy, data_dir, runtime, Mode::Handler, requests, log_quota).await?;
             return Ok((loaded, true));

@@ -47,6 +47,20 @@ pub struct Start {
     pub event: Event,
     /// Seeds `math.random`. Fresh for every start, because a snapshot freezes the old seed.
     pub random_seed: u64,
+    /// How much there may be in the VM at once.
+    pub limits: Limits,
+}
+
+/// How much there may be in one VM at once. The VM keeps these itself, so that a script gets an error that it can
+/// catch; the host, which bounds the operations of any VM, does not rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Operations under way, timers not counted.
+    pub pending_operations: u32,
+    /// Tasks that are alive, the first one not counted.
+    pub tasks: u32,
+    /// Timers that run.
+    pub timers: u32,
 }
 
 /// The work of one VM.

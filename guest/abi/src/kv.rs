@@ -5,9 +5,6 @@ use serde::{Deserialize, Serialize};
 /// Longest key, in bytes.
 pub const MAX_KEY_BYTES: usize = 1024;
 
-/// Longest value, in bytes.
-pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
-
 /// What a script asks of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
@@ -22,7 +19,7 @@ pub enum Operation {
         /// 1 to [`MAX_KEY_BYTES`] bytes, any bytes.
         #[serde(with = "serde_bytes")]
         key: Vec<u8>,
-        /// 0 to [`MAX_VALUE_BYTES`] bytes, any bytes.
+        /// Any bytes, also none. The policy says how many.
         #[serde(with = "serde_bytes")]
         value: Vec<u8>,
     },

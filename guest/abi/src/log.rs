@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Longest line, in bytes; longer ones are cut.
-pub const MAX_LINE_BYTES: usize = 8 * 1024;
+/// Longest line that a policy may allow, in bytes. The guest cuts longer ones, and the host those that are
+/// over the tenant's own limit.
+pub const MAX_LINE_BYTES: usize = 64 * 1024;
 
 /// How much a line matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,7 +58,9 @@ pub fn is_cancelled() -> bool {
 
 /// Whether a task was ever cancelled.
 pub fn was_cancelled(id: u32) -> bool {
-    TASKS.with_borrow(|tasks| tasks.alive.get(&id).is_some_and(|task| task.cancelled))
+    TASKS.with_borrow(|tasks| {
+        tasks.cancelled_unbegun.contains(&id) || tasks.alive.get(&id).is_some_and(|task| task.cancelled)
+    })
 }
 
 /// Refuses the current task's call if it is cancelled.
@@ -152,7 +154,10 @@ pub fn cancel_where(which: impl Fn(Ownership) -> bool) {
         tasks.map(|(&id, _)| id).collect()
     });
     for id in ids {
-        cancel(id);
+        if let Cancelled::Unbegun = cancel(id) {
+            // Nothing else is left of it, and the script may still ask.
+            TASKS.with_borrow_mut(|tasks| tasks.cancelled_unbegun.insert(id));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is known of each task, and whose turn it is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::task::{Wake, Waker};
 
@@ -26,6 +26,8 @@ pub(super) struct Tasks {
     pub(super) admitted: Option<u32>,
     /// Those that have not ended, by number.
     pub(super) alive: BTreeMap<u32, Task>,
+    /// Those that were cancelled with all others, and had not begun.
+    pub(super) cancelled_unbegun: BTreeSet<u32>,
     /// Those that can go on.
     pub(super) queue: Queue,
     /// Who waits for what.

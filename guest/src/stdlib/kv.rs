@@ -1,7 +1,7 @@
 //! `std:kv`: a tenant's own keys and values. Keys and values are strings, any bytes; nothing is coerced.
 
 use mlua::{Lua, Value};
-use neoc_abi::kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation, Reply};
+use neoc_abi::kv::{MAX_KEY_BYTES, Operation, Reply};
 use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 
 use super::arguments::Arguments;
@@ -32,10 +32,6 @@ async fn get(lua: Lua, arguments: Arguments) -> Answer {
 async fn set(arguments: Arguments) -> Answer {
     let key = key(&arguments)?;
     let value = arguments.bytes(1, "value")?;
-    if value.len() > MAX_VALUE_BYTES {
-        let message = format!("kv.set: value has {} bytes, and {MAX_VALUE_BYTES} is the most", value.len());
-        return Err(OperationError::limit("value_bytes", message).into());
-    }
     match perform(&arguments, Operation::Set { key, value }).await? {
         Reply::Stored => Ok(Value::Nil),
         Reply::Value(_) | Reply::Deleted(_) => Err(super::mismatched_reply()),

@@ -5,11 +5,11 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 
 use mlua::{Lua, LuaString, MetaMethod, UserData, UserDataFields, UserDataMethods, Value};
-use neoc_abi::{Operation as AnyOperation, detach};
+use neoc_abi::{Operation as AnyOperation, OperationError, detach};
 
 use super::arguments::Arguments;
 use super::{Answer, Body, Function, Module};
-use crate::failure::Failure;
+use crate::failure::{Failure, error_table};
 use crate::scheduler::cancel::{self, Cancelled};
 use crate::scheduler::{self, Ownership, wait};
 use crate::{memory, operation};
@@ -32,6 +32,7 @@ pub const MODULE: Module = Module {
         Function { name: "_check", body: Body::Local(|_, _| Ok(cancel::check().map(|()| Value::Nil)?)) },
         Function { name: "_is_cancelled", body: Body::Local(|_, _| Ok(Value::Boolean(cancel::is_cancelled()))) },
         Function { name: "_was_cancelled", body: Body::Local(|_, arguments| was_cancelled(&arguments)) },
+        Function { name: "_died", body: Body::Local(|lua, _| died(lua)) },
         Function { name: "_ask_for_cleanups", body: Body::Local(|_, _| ask_for_cleanups()) },
         Function { name: "_state", body: Body::Local(|lua, arguments| state(lua, &arguments)) },
         Function { name: "_current", body: Body::Local(|_, _| Ok(from_number(scheduler::current()))) },
@@ -149,6 +150,12 @@ fn cancel(lua: &Lua, arguments: &Arguments) -> Answer {
 
 fn was_cancelled(arguments: &Arguments) -> Answer {
     Ok(Value::Boolean(cancel::was_cancelled(task(&arguments.values[0]))))
+}
+
+/// The error of a task that did not come to its end, and was not cancelled.
+fn died(lua: &Lua) -> Answer {
+    let error = OperationError::limit("memory", "the task died: not enough memory");
+    Ok(Value::Table(error_table(lua, error)?))
 }
 
 fn ask_for_cleanups() -> Answer {

@@ -14,12 +14,15 @@ mod values;
 mod waiting;
 mod workers;
 
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, ScriptError, Start};
+use neoc_abi::event::{Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
 
 use crate::host::double::{Answer, SAID, Said};
 use crate::vm::Vm;
+
+/// How much there may be in the VMs of the tests.
+const LIMITS: Limits = Limits { pending_operations: 64, tasks: 1000, timers: 1000 };
 
 /// A VM, and what it has said.
 struct Guest {
@@ -62,7 +65,7 @@ impl Guest {
     }
 
     fn start(&mut self, event: Event) {
-        self.vm.start(&wire::encode(&Start { event, random_seed: 7 }).expect("encodes"));
+        self.vm.start(&wire::encode(&Start { event, random_seed: 7, limits: LIMITS }).expect("encodes"));
     }
 
     /// The operations submitted since the last call.

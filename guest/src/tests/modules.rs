@@ -129,10 +129,6 @@ fn wrong_arguments_are_refused_by_name() {
     for (call, message) in cases {
         check_refused(call, &format!("invalid: {message}"));
     }
-    check_refused(
-        "kv.set('k', string.rep('x', 1024 * 1024 + 1))",
-        "limit: kv.set: value has 1048577 bytes, and 1048576 is the most",
-    );
 }
 
 #[test]

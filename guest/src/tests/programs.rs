@@ -169,7 +169,7 @@ fn run(vm: &mut Vm, source: &str, ledger: &Table) -> Vec<String> {
     load(vm, source);
     let check = |name: &str| ledger.get::<Function>(name).expect("in the ledger").call::<Vec<String>>(());
     let check = |name: &str| check(name).expect("the ledger's checks are sound");
-    let start = Start { event: Event::Run(vec![]), random_seed: 7 };
+    let start = Start { event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
     let mut n_waiting = vm.start(&wire::encode(&start).expect("encodes"));
     let mut answered = false;
     loop {

@@ -5,7 +5,6 @@ use neoc_abi::log::Level;
 use neoc_abi::{Operation, Outcome, Reply, detach, time, wire};
 
 use super::{Guest, answer, check};
-use crate::operation::{MAX_PENDING, MAX_TIMERS};
 
 const TASK: &str = "local task = require('std:task')\n";
 
@@ -212,13 +211,13 @@ fn tasks_and_pending_operations_are_bounded() {
         let mut guest = Guest::run(&source);
         (guest.printed(), guest.submitted().len())
     };
-    assert_eq!(spawn(65, "get, 'x'"), ("65\tlimit\tpending_operations".into(), MAX_PENDING));
+    assert_eq!(spawn(65, "get, 'x'"), ("65\tlimit\tpending_operations".into(), 64));
     // Timers are counted apart, and each task of 1,000 has one at most; so another takes two.
     assert_eq!(spawn(999, "task.wait, 1"), (String::new(), 999));
     let two = "task.await, task.spawn(task.wait, 1), 1";
-    let (refused, submitted) = spawn(MAX_TIMERS / 2 + 1, two);
+    let (refused, submitted) = spawn(500 + 1, two);
     assert_eq!(refused.lines().count(), 1, "{refused}");
-    assert!(submitted <= MAX_TIMERS, "{submitted}");
+    assert!(submitted <= 1000, "{submitted}");
 }
 
 #[test]

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use neoc_abi::{
     OperationError,
-    kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Operation},
+    kv::{MAX_KEY_BYTES, Operation},
 };
 
 use super::{Caller, Refused};
-use crate::policy::kv;
+use crate::{
+    limits::{Exceeded, Owner},
+    policy::{kv, shown_bytes},
+};
 
 /// Leave to do one operation on the tenant's own keys.
 pub struct Permit {
@@ -27,20 +30,22 @@ impl Permit {
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
     let key = String::from_utf8_lossy(operation.key());
     kv::decide(caller.tenant.allow.kv.as_ref(), &key).map_err(|refusal| caller.refuse(refusal))?;
-    check_sizes(&operation).map_err(Refused::Invalid)?;
+    check_sizes(caller, &operation)?;
     Ok(Permit { caller: Arc::clone(caller), operation })
 }
 
-fn check_sizes(operation: &Operation) -> Result<(), OperationError> {
+fn check_sizes(caller: &Caller, operation: &Operation) -> Result<(), Refused> {
     let key_bytes = operation.key().len();
     if key_bytes == 0 || key_bytes > MAX_KEY_BYTES {
-        return Err(OperationError::invalid(format!("kv: a key has 1 to {MAX_KEY_BYTES} bytes, got {key_bytes}")));
+        let message = format!("kv: a key has 1 to {MAX_KEY_BYTES} bytes, got {key_bytes}");
+        return Err(Refused::Invalid(OperationError::invalid(message)));
     }
-    if let Operation::Set { value, .. } = operation
-        && value.len() > MAX_VALUE_BYTES
-    {
-        let message = format!("kv.set: a value has at most {MAX_VALUE_BYTES} bytes, got {}", value.len());
-        return Err(OperationError::limit("value", message));
+    let most = caller.tenant.limits.kv_value_bytes;
+    match operation {
+        Operation::Set { value, .. } if u64::try_from(value.len()).map_or(true, |bytes| bytes > most) => {
+            let exceeded = Exceeded::new(Owner::Tenant, "kv_value", shown_bytes(most));
+            Err(Refused::OverLimit(exceeded.what("bytes of one value")))
+        }
+        Operation::Get { .. } | Operation::Set { .. } | Operation::Delete { .. } => Ok(()),
     }
-    Ok(())
 }

@@ -85,7 +85,7 @@ async fn run(
 ) -> super::Result {
     let share = Share { tenant: tenant.name.as_str().into(), weight: tenant.limits.weight };
     let (memory_bytes, modules) = (source.memory_bytes, Arc::clone(&source.modules));
-    let image = match runtime.load(&share, source, ScriptLog::terminal()).await {
+    let image = match runtime.load(&share, source, ScriptLog::terminal(tenant.allow.log)).await {
         Ok(image) => Arc::new(image),
         Err(LoadError::Script(error)) => return Ok(fail(&error)),
         Err(LoadError::Failed(failure)) => return Err(failure.into()),
@@ -100,7 +100,7 @@ async fn run(
         memory_bytes,
         cpu: CpuBudget::new(tenant.limits.cpu),
         wall: tenant.limits.wall,
-        log: ScriptLog::terminal(),
+        log: ScriptLog::terminal(tenant.allow.log),
         effects,
         detach: tenant.allow.detach.clone(),
     };

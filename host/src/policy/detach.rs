@@ -68,7 +68,7 @@ fn time(text: &str, most: Duration) -> Result<Duration, Broken> {
     let example = "\"10 s\"";
     let time = units::duration(text, example)?;
     if time.is_zero() || time > most {
-        return Err(Broken::new(format!("1 ms to {}", units::shown(most))).write(example));
+        return Err(Broken::new(format!("1 ms to {}", units::shown_time(most))).write(example));
     }
     Ok(time)
 }

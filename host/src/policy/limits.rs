@@ -17,6 +17,8 @@ const MAX_MEMORY_BYTES: u64 = 64 << 20;
 const MAX_CPU: Duration = Duration::from_secs(5 * 60);
 const MAX_WALL: Duration = Duration::from_secs(60 * 60);
 const MAX_CONNECTIONS: u32 = 10_000;
+/// Longest body that a policy may allow: it lies in the memory of a VM, twice when it is handed over.
+pub const MAX_BODY_BYTES: usize = 32 << 20;
 const MAX_WEIGHT: u32 = 100;
 
 /// What one tenant may use.
@@ -174,7 +176,7 @@ fn cpu(text: &str, wall: Duration) -> Result<Duration, Broken> {
     if cpu > wall {
         // Never reached: the operator meant something else by one of the two.
         let help = "raise wall, or lower cpu to it";
-        return Err(Broken::new(format!("more than wall, which is {}", units::shown(wall))).help(help));
+        return Err(Broken::new(format!("more than wall, which is {}", units::shown_time(wall))).help(help));
     }
     Ok(cpu)
 }

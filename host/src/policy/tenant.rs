@@ -14,6 +14,7 @@ use super::{
     host::below,
     http, kv,
     limits::{self, Limits},
+    log,
     raw::{AllowToml, TenantToml, Text},
     route::{Placed, Route},
     workers,
@@ -50,6 +51,8 @@ pub struct Allow {
     pub detach: Option<detach::Grant>,
     /// Further VMs for one request.
     pub workers: Option<workers::Grant>,
+    /// What is kept of its script's lines. The one grant that need not be named.
+    pub log: log::Grant,
 }
 
 // === impl Tenant ===
@@ -120,6 +123,7 @@ fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
             let span = workers.span();
             workers::enforce(workers.into_inner(), &child(at, "workers"), &span, errors)
         }),
+        log: log::Grant::default(),
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn duration(text: &str, example: &str) -> Result<Duration, Broken> {
 }
 
 /// A time as the file has it.
-pub(super) fn shown(time: Duration) -> String {
+pub fn shown_time(time: Duration) -> String {
     let ms = time.as_millis();
     if ms.is_multiple_of(1_000) { format!("{} s", ms / 1_000) } else { format!("{ms} ms") }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
 use super::meter::CpuExhausted;
+use crate::policy::shown_time;
 
 /// What ended a VM before its script came to an end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +38,15 @@ impl Failure {
             Self::Trap(trap.to_string())
         } else {
             Self::Internal(format!("{error:#}"))
+        }
+    }
+
+    /// The policy key of the limit that ended it, and its value, if one did.
+    pub fn limit(&self) -> Option<(&'static str, String)> {
+        match self {
+            Self::Cpu(time) => Some(("cpu", shown_time(*time))),
+            Self::Wall(time) => Some(("wall", shown_time(*time))),
+            Self::Capacity | Self::Trap(_) | Self::Internal(_) => None,
         }
     }
 

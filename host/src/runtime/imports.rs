@@ -10,9 +10,11 @@ use serde::de::DeserializeOwned;
 use wasmtime::{Caller, Error, Linker, Result};
 
 use super::state::State;
+use crate::policy::MAX_BODY_BYTES;
 
-/// Longest message that a guest may hand over, in bytes: a body of 10 MiB and what surrounds it.
-const MAX_MESSAGE_BYTES: usize = 11 * 1024 * 1024;
+/// Longest message that a guest may hand over, in bytes: the longest body that a policy allows, and what
+/// surrounds it.
+const MAX_MESSAGE_BYTES: usize = MAX_BODY_BYTES + 1024 * 1024;
 
 /// The answer of `submit` for an operation that goes on.
 const PENDING: i32 = -1;

@@ -317,10 +317,11 @@ impl Runtime {
         // First here, so dropped last: a worker's place is free when nothing of its VM is left.
         let _held = job.effects.take_held();
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
+        let limits = effects.limits();
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
         let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Effects(effects));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
-        let start = Start { event, random_seed: random_seed() };
+        let start = Start { event, random_seed: random_seed(), limits };
         let mut n_waiting = vm.start(&start).await.map_err(failed)?;
         let mut end = Some(end);
         loop {
@@ -369,7 +370,7 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
         Ok(Ok(Err(failure)) | Err(failure)) => failure,
         Err(_) => Failure::Wall(wall),
     };
-    log.write(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
+    log.report(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
 }
 
 /// The memory of a VM with no script in it, and where its interrupt is.

@@ -3,7 +3,12 @@
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
-use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, event::Finish, log::Record, wire};
+use neoc_abi::{
+    Completion, ErrorKind, Operation, OperationError, Outcome, Reply,
+    event::{self, Finish},
+    log::Record,
+    wire,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot::error::TryRecvError},
     task::{AbortHandle, JoinSet},
@@ -23,15 +28,16 @@ use crate::{
         module::Folder,
         workers::{Gone, Launch, Launcher, Place},
     },
+    limits::{Exceeded, Owner},
     script_log::ScriptLog,
 };
 
 /// Most bytes that a guest gets from one call for random bytes.
 const MAX_RANDOM_BYTES: u64 = 65_536;
 
-/// Most operations of one VM under way at once. The guest stops its scripts at fewer; this stops a guest
-/// that was taken over.
-const MAX_RUNNING: usize = 1200;
+/// Operations of one VM that may be under way beyond its limits, because the host still stops them or they
+/// bound the cleanups of tasks. The guest keeps the limits; this stops a guest that was taken over.
+const SPARE_OPERATIONS: usize = 136;
 
 /// The store data of one VM.
 pub struct State {
@@ -200,6 +206,16 @@ impl Effects {
         self.line.clone()
     }
 
+    /// What the guest is to keep to.
+    pub(super) fn limits(&self) -> event::Limits {
+        let limits = &self.caller.tenant().limits;
+        event::Limits {
+            pending_operations: limits.pending_operations.get(),
+            tasks: limits.tasks.get(),
+            timers: limits.timers.get(),
+        }
+    }
+
     /// Whether it needs a launcher.
     pub(super) fn has_workers(&self) -> bool {
         self.caller.has_workers()
@@ -217,11 +233,14 @@ impl Effects {
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
     /// known already.
     fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
-        if self.running.len() >= MAX_RUNNING {
-            return Some(Err(OperationError::limit("pending_operations", "too many operations are under way")));
-        }
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
+        let limits = self.limits();
+        let most = [limits.pending_operations, limits.timers].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+        if self.running.len() >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
+            let exceeded = Exceeded::new(Owner::Request, "pending_operations", limits.pending_operations);
+            return Some(Err(exceeded.into()));
+        }
         let permit = match self.line.broker.authorize(&self.caller, operation) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),

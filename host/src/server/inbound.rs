@@ -8,16 +8,13 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use neoc_abi::event::Request;
 
-/// Longest request body, in bytes.
-const MAX_BODY_BYTES: usize = 10 * 1024 * 1024;
-
 /// Longest pause within a body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Why a body was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyError {
-    /// Over [`MAX_BODY_BYTES`].
+    /// Over the tenant's limit.
     TooLarge,
     /// The client stalled.
     TooSlow,
@@ -25,12 +22,12 @@ pub enum BodyError {
     Broken,
 }
 
-/// Reads the whole body.
+/// Reads the whole body, of at most so many bytes.
 ///
 /// # Errors
 /// See [`BodyError`].
-pub async fn read_body(mut body: Incoming) -> Result<Vec<u8>, BodyError> {
-    if body.size_hint().lower() > u64::try_from(MAX_BODY_BYTES).unwrap_or(u64::MAX) {
+pub async fn read_body(mut body: Incoming, most_bytes: u64) -> Result<Vec<u8>, BodyError> {
+    if body.size_hint().lower() > most_bytes {
         return Err(BodyError::TooLarge);
     }
     let mut content = BytesMut::new();
@@ -38,7 +35,7 @@ pub async fn read_body(mut body: Incoming) -> Result<Vec<u8>, BodyError> {
         let frame = tokio::time::timeout(BODY_IDLE_TIMEOUT, body.frame()).await.map_err(|_| BodyError::TooSlow)?;
         let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(|_| BodyError::Broken)?.into_data() else { continue };
-        if content.len() + data.len() > MAX_BODY_BYTES {
+        if u64::try_from(content.len() + data.len()).map_or(true, |bytes| bytes > most_bytes) {
             return Err(BodyError::TooLarge);
         }
         content.extend_from_slice(&data);

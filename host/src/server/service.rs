@@ -17,7 +17,8 @@ use super::{
     inbound::{self, BodyError},
 };
 use crate::{
-    policy::Policy,
+    limits::{Exceeded, Owner},
+    policy::{Limits, Policy, shown_bytes},
     request_id,
     runtime::{CpuBudget, Effects, Failure, Job, Runtime},
     script_log::ScriptLog,
@@ -112,16 +113,23 @@ impl Service {
         let Some(tenant) = route(&generation, &parts) else {
             return plain(StatusCode::NOT_FOUND, "no such page", id);
         };
+        let limits = &tenant.policy.limits;
         if let Err(over) = tenant.requests.try_take() {
+            tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
+                limit = "requests", value = %limits.requests, "refused: over the tenant's limit");
             let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
             // Whole seconds, rounded up: an early retry would be refused again.
             let seconds = over.retry_after.as_millis().div_ceil(1000).max(1);
             retry_after(&mut answer, u64::try_from(seconds).unwrap_or(u64::MAX));
             return answer;
         }
-        let body = match inbound::read_body(body).await {
+        let body = match inbound::read_body(body, limits.request_body_bytes).await {
             Ok(body) => body,
-            Err(BodyError::TooLarge) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id),
+            Err(BodyError::TooLarge) => {
+                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
+                    limit = "request_body", value = shown_bytes(limits.request_body_bytes), "refused: over the tenant's limit");
+                return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id);
+            }
             Err(BodyError::TooSlow) => return plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
             Err(BodyError::Broken) => return plain(StatusCode::BAD_REQUEST, "the body is broken", id),
         };
@@ -183,6 +191,10 @@ fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Tenant
 /// The answer to a script that came to its end.
 fn finished(finish: Finish, tenant: &Tenant, id: &str) -> Answer {
     let problem = match finish {
+        Finish::Response(response) if is_too_large(&response.body, &tenant.policy.limits) => {
+            let most_bytes = shown_bytes(tenant.policy.limits.response_body_bytes);
+            Exceeded::new(Owner::Request, "response_body", most_bytes).to_string()
+        }
         Finish::Response(response) => match convert(response) {
             Ok(answer) => return answer,
             Err(problem) => problem,
@@ -198,9 +210,15 @@ fn finished(finish: Finish, tenant: &Tenant, id: &str) -> Answer {
     plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
 }
 
+fn is_too_large(body: &[u8], limits: &Limits) -> bool {
+    u64::try_from(body.len()).map_or(true, |bytes| bytes > limits.response_body_bytes)
+}
+
 /// The answer to a script whose VM was killed.
 fn failed(failure: &Failure, tenant: &Tenant, id: &str) -> Answer {
-    tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, reason = failure.as_str(), "{failure}");
+    let (limit, value) = failure.limit().unzip();
+    tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, reason = failure.as_str(),
+        limit, value, "{failure}");
     match failure {
         Failure::Wall(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the script took too long", id),
         Failure::Capacity => {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{FIRST, Listed, TASKS};
-use crate::operation;
-use crate::scheduler::{MAX_TASKS, Ownership, Task, Tasks, can_run};
+use crate::scheduler::{Ownership, Task, Tasks, can_run};
+use crate::{limits, operation};
 
 /// What is wrong with the tables while all tasks wait.
 pub fn faults_when_parked() -> Vec<String> {
@@ -43,7 +43,7 @@ fn faults_of_tasks(tasks: &Tasks) -> Vec<String> {
     // These wait for the answer to go out; one that was cancelled meanwhile has ended.
     waiting.extend(tasks.queue.detached.iter().filter(|id| tasks.alive.contains_key(id)));
     let mut faults = Vec::new();
-    if tasks.alive.len() > MAX_TASKS + 1 {
+    if tasks.alive.len() > limits::tasks() + 1 {
         faults.push(format!("{} tasks are alive", tasks.alive.len()));
     }
     for (id, task) in &tasks.alive {
