@@ -114,7 +114,7 @@ pub async fn perform(
     permit: Permit,
 ) -> Outcome {
     match permit {
-        Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
+        Permit::Http(permit) => capabilities.http.perform(*permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_deref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),

@@ -28,7 +28,7 @@ pub struct BodyReader {
 
 enum Kind {
     Plain(Capped),
-    Gzip(GzDecoder<Capped>),
+    Gzip(Box<GzDecoder<Capped>>),
 }
 
 /// Why there is no body.
@@ -129,7 +129,7 @@ impl Kind {
         }
         headers.remove(header::CONTENT_ENCODING);
         headers.remove(header::CONTENT_LENGTH);
-        Ok(Self::Gzip(GzDecoder::new(content)))
+        Ok(Self::Gzip(Box::new(GzDecoder::new(content))))
     }
 }
 
