@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{ErrorKind, OperationError, http::Operation};
 use url::Url;
 
-use super::{Broker, Caller, Connections, Refused, Traffic, egress::Destination};
+use super::{Broker, Caller, Connections, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
@@ -195,11 +195,15 @@ impl Broker {
         location: &str,
     ) -> Result<Permit, OperationError> {
         let caller = &from.caller;
-        let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| {
-            let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error))?;
-            decide(caller, request, url)
-        });
-        self.audit(caller, "http", &format!("redirect to {location}"), decided)
+        let method = request.method.clone();
+        let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error));
+        let subject = match &url {
+            Ok(url) => Subject::request(method.as_str(), url, None),
+            Err(_) => Subject::redirect(method.as_str(), location),
+        };
+        let taken = caller.account.take_operation().map_err(Refused::OverLimit);
+        let decided = taken.and(url).and_then(|url| decide(caller, request, url));
+        self.audit(caller, &subject, decided)
     }
 
     /// Records that a request could not be sent, because [`Destination::permit`] refused its
@@ -208,8 +212,8 @@ impl Broker {
     pub fn refuse_address(&self, permit: &Permit, address: IpAddr) -> OperationError {
         let Permit { caller, rules, url, request } = permit;
         let decided = policy::check_address(&caller.tenant.allow.http, rules, request.method.as_str(), url, address);
-        let target = format!("{} {url}", request.method);
-        match self.audit(caller, "http", &target, decided.map_err(|refusal| caller.refuse(refusal))) {
+        let subject = Subject::request(request.method.as_str(), url, Some(address));
+        match self.audit(caller, &subject, decided.map_err(|refusal| caller.refuse(refusal))) {
             Err(error) => error,
             // Only when the policy were to contradict itself; then nothing was sent either.
             Ok(()) => OperationError::io(format!("hyper: {url}: the connection failed")),
