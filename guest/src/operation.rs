@@ -50,7 +50,7 @@ enum Progress {
     /// It works on it.
     Pending,
     /// It has ended, so.
-    Finished(Outcome),
+    Finished(Box<Outcome>),
     /// Its outcome was taken.
     Taken,
 }
@@ -181,7 +181,7 @@ pub fn complete(completion: Completion) {
         if !awaited.is_pending() {
             return (None, Vec::new());
         }
-        awaited.progress = Progress::Finished(outcome);
+        awaited.progress = Progress::Finished(Box::new(outcome));
         let (waker, is_timer) = (awaited.waker.take(), awaited.is_timer);
         operations.subtract(is_timer);
         (waker, std::mem::take(&mut operations.in_line))
@@ -325,7 +325,7 @@ impl Awaited {
 
     fn take(&mut self) -> Option<Outcome> {
         match std::mem::replace(&mut self.progress, Progress::Taken) {
-            Progress::Finished(outcome) => Some(outcome),
+            Progress::Finished(outcome) => Some(*outcome),
             Progress::Pending | Progress::Taken => None,
         }
     }
