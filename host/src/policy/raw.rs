@@ -99,8 +99,36 @@ pub struct LimitsToml {
     pub requests: Option<Text>,
     /// Broker operations.
     pub operations: Option<Text>,
+    /// Operations of one VM under way at once.
+    pub pending_operations: Option<Spanned<i64>>,
+    /// Tasks of one VM alive at once.
+    pub tasks: Option<Spanned<i64>>,
+    /// Timers of one VM that run at once.
+    pub timers: Option<Spanned<i64>>,
     /// Outbound connections at once.
     pub connections: Option<Spanned<i64>>,
+    /// Outbound requests and connections of one request.
+    pub subrequests: Option<Spanned<i64>>,
+    /// Bytes that one request sends.
+    pub egress: Option<Text>,
+    /// Bytes that one request receives.
+    pub ingress: Option<Text>,
+    /// Longest body of a request.
+    pub request_body: Option<Text>,
+    /// Longest body of a response.
+    pub response_body: Option<Text>,
+    /// Bytes that are logged.
+    pub log: Option<Text>,
+    /// Longest line of the log.
+    pub log_line: Option<Text>,
+    /// Bytes in the store.
+    pub kv: Option<Text>,
+    /// Longest value in the store.
+    pub kv_value: Option<Text>,
+    /// Bytes in the granted directories.
+    pub fs: Option<Text>,
+    /// Files in the granted directories.
+    pub fs_files: Option<Spanned<i64>>,
     /// Share of the script workers, beside the others'.
     pub weight: Option<Spanned<i64>>,
 }
@@ -112,7 +140,21 @@ impl TableToml for LimitsToml {
         ("wall", "\"30 s\""),
         ("requests", "\"200/s\""),
         ("operations", "\"1000/s\""),
+        ("pending_operations", "64"),
+        ("tasks", "1000"),
+        ("timers", "1000"),
         ("connections", "32"),
+        ("subrequests", "50"),
+        ("egress", "\"100 MiB\""),
+        ("ingress", "\"500 MiB\""),
+        ("request_body", "\"10 MiB\""),
+        ("response_body", "\"10 MiB\""),
+        ("log", "\"64 KiB/s\""),
+        ("log_line", "\"8 KiB\""),
+        ("kv", "\"100 MiB\""),
+        ("kv_value", "\"1 MiB\""),
+        ("fs", "\"100 MiB\""),
+        ("fs_files", "10000"),
         ("weight", "1"),
     ];
 }
@@ -131,6 +173,8 @@ pub struct AllowToml {
     pub detach: Option<Spanned<DetachToml>>,
     /// `[tenant.NAME.allow.workers]`
     pub workers: Option<Spanned<WorkersToml>>,
+    /// `[tenant.NAME.allow.log]`
+    pub log: Option<Spanned<LogToml>>,
 }
 
 impl TableToml for AllowToml {
@@ -140,6 +184,7 @@ impl TableToml for AllowToml {
         ("kv", "{}"),
         ("detach", "{ tasks = 10, cpu = \"50 ms\", wall = \"30 s\" }"),
         ("workers", "{}"),
+        ("log", "{ level = \"info\" }"),
     ];
 }
 
@@ -218,6 +263,18 @@ impl TableToml for WorkersToml {
     const KEYS: &'static [(&'static str, &'static str)] = &[("count", "2")];
 }
 
+/// `[tenant.NAME.allow.log]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogToml {
+    /// `debug`, `info`, `warn` or `error`.
+    pub level: Option<Text>,
+}
+
+impl TableToml for LogToml {
+    const KEYS: &'static [(&'static str, &'static str)] = &[("level", "\"info\"")];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,10 +294,35 @@ mod tests {
         let TenantToml { script, routes, limits, allow } = examples();
         assert!(script.is_some() && routes.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
-        let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
-        assert!(memory.is_some() && cpu.is_some() && wall.is_some());
-        assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv, detach, workers } = examples();
+        let LimitsToml {
+            memory,
+            cpu,
+            wall,
+            requests,
+            operations,
+            pending_operations,
+            tasks,
+            timers,
+            connections,
+            subrequests,
+            egress,
+            ingress,
+            request_body,
+            response_body,
+            log,
+            log_line,
+            kv,
+            kv_value,
+            fs,
+            fs_files,
+            weight,
+        } = examples();
+        let texts = [memory, cpu, wall, requests, operations, egress, ingress, request_body, response_body, log];
+        assert!(texts.iter().chain(&[log_line, kv, kv_value, fs]).all(Option::is_some));
+        let numbers = [pending_operations, tasks, timers, connections, subrequests, fs_files, weight];
+        assert!(numbers.iter().all(Option::is_some));
+        let AllowToml { http, fs, kv, detach, workers, log } = examples();
+        assert!(log.is_some());
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
@@ -249,6 +331,8 @@ mod tests {
         let FsToml { path, dir, access } = examples();
         assert!(path.is_some() && dir.is_some() && access.is_some());
         let KvToml {} = examples();
+        let LogToml { level } = examples();
+        assert!(level.is_some());
         let WorkersToml { count } = examples();
         assert!(count.is_some());
     }

@@ -92,9 +92,10 @@ fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml
     let kv = grant(&child(at, "kv"), take(&mut table, "kv"), errors);
     let detach = grant(&child(at, "detach"), take(&mut table, "detach"), errors);
     let workers = grant(&child(at, "workers"), take(&mut table, "workers"), errors);
+    let log = grant(&child(at, "log"), take(&mut table, "log"), errors);
     // As above.
     let _: AllowToml = keys(at, table, errors);
-    AllowToml { http, fs, kv, detach, workers }
+    AllowToml { http, fs, kv, detach, workers, log }
 }
 
 /// The `[table]` of a grant that stands once.
