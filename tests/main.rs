@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`audit`] | the file that has a line for every decision, and the log without it |
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
@@ -21,6 +22,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod audit;
 mod cases;
 mod cli;
 mod concurrency;

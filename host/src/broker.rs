@@ -10,10 +10,12 @@
 
 pub mod account;
 pub mod detach;
+pub mod egress;
 pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+mod subject;
 pub mod time;
 pub mod workers;
 
@@ -21,10 +23,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use neoc_abi::{Operation, OperationError};
 
-use self::account::Counts;
 pub use self::account::{Account, Connection, Connections, Traffic};
+use self::{account::Counts, subject::Subject};
 use crate::{
-    audit::{Audit, Decision, Outcome},
+    audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
     policy::{Refusal, Tenant},
 };
@@ -33,6 +35,8 @@ use crate::{
 pub struct Broker {
     accounts: HashMap<String, Arc<Account>>,
     audit: Arc<Audit>,
+    /// Of the policy.
+    version: Arc<str>,
 }
 
 /// Who asks: one request of one tenant.
@@ -48,7 +52,7 @@ pub struct Caller {
 /// Leave to do one operation, with its arguments.
 pub enum Permit {
     /// For [`crate::capability::http`].
-    Http(http::Permit),
+    Http(Box<http::Permit>),
     /// For [`crate::capability::fs`].
     Fs(fs::Permit),
     /// For [`crate::capability::kv`].
@@ -75,28 +79,38 @@ pub(crate) enum Refused {
 }
 
 impl Broker {
-    /// A broker for these tenants.
+    /// A broker for these tenants, which only counts, and logs refusals.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        Self::with_accounts(tenants, &HashMap::new(), Arc::default())
+        Self::with_audit(Arc::default(), "", tenants)
+    }
+
+    /// A broker for the tenants of the policy of this version.
+    pub fn with_audit<'a>(
+        audit: Arc<Audit>,
+        version: &str,
+        tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
+    ) -> Self {
+        Self::with_accounts(audit, version, tenants, &HashMap::new())
     }
 
     /// The broker that comes after this one, for the tenants of another policy. Decisions are counted on, and
     /// a tenant whose limits are the same goes on with what it has used: a reload refills nothing.
-    pub fn successor<'a>(&self, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        Self::with_accounts(tenants, &self.accounts, Arc::clone(&self.audit))
+    pub fn successor<'a>(&self, version: &str, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
+        Self::with_accounts(Arc::clone(&self.audit), version, tenants, &self.accounts)
     }
 
     fn with_accounts<'a>(
+        audit: Arc<Audit>,
+        version: &str,
         tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
         before: &HashMap<String, Arc<Account>>,
-        audit: Arc<Audit>,
     ) -> Self {
         let account = |tenant: &Tenant| match before.get(&tenant.name) {
             Some(account) => account.successor(tenant),
             None => Account::new(tenant),
         };
         let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(account(tenant)))).collect();
-        Self { accounts, audit }
+        Self { accounts, audit, version: version.into() }
     }
 
     /// The caller for one request. None when the tenant is not one of this broker's.
@@ -111,9 +125,11 @@ impl Broker {
     /// # Errors
     /// What the script gets instead of the effect: of kind `denied`, `limit` or `invalid`.
     pub fn authorize(&self, caller: &Arc<Caller>, operation: Operation) -> Result<Permit, OperationError> {
-        let (capability, target) = describe(&operation);
+        let subject = Subject::of(&operation);
         let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
-            Operation::Http(operation) => http::authorize(caller, operation).map(Permit::Http),
+            Operation::Http(operation) => {
+                http::authorize(caller, operation).map(|permit| Permit::Http(Box::new(permit)))
+            }
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
@@ -121,50 +137,43 @@ impl Broker {
             Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
             Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
         });
-        self.audit(caller, capability, &target, decided)
+        self.audit(caller, &subject, decided)
     }
 
     /// Records a decision, and turns a refusal into what the script may know of it.
     fn audit<T>(
         &self,
         caller: &Caller,
-        capability: &'static str,
-        target: &str,
+        subject: &Subject<'_>,
         decided: Result<T, Refused>,
     ) -> Result<T, OperationError> {
         let detail = decided.as_ref().err().map(Refused::operator_detail);
-        let outcome = match (&decided, &detail) {
-            (Err(refused), Some(detail)) => Outcome::Refuse { reason: refused.label(), detail },
-            _ => Outcome::Allow,
+        let verdict = match (&decided, &detail) {
+            (Err(refused), Some(detail)) => {
+                Verdict::Refuse(Why { reason: refused.label(), detail, fix: refused.operator_fix() })
+            }
+            _ => Verdict::Allow,
         };
-        self.audit.record(&Decision {
+        let rule = decided.as_ref().err().and_then(Refused::rule);
+        let decision = Decision {
+            policy: &self.version,
             tenant: &caller.tenant.name,
             request: &caller.request,
-            capability,
-            target,
-            outcome,
-        });
+            site: None,
+            capability: subject.capability,
+            operation: &subject.operation,
+            target: &subject.target,
+            address: subject.address,
+            rule: rule.as_ref().map(|rule| rule as &dyn std::fmt::Display),
+            verdict,
+        };
+        self.audit.record(&decision, &caller.account.refusals);
         decided.map_err(Refused::into_error)
     }
 
     /// Counters of all decisions so far.
     pub fn decisions(&self) -> &Audit {
         &self.audit
-    }
-}
-
-/// Capability and target of an operation, for the record.
-fn describe(operation: &Operation) -> (&'static str, String) {
-    match operation {
-        Operation::Http(neoc_abi::http::Operation::Request(request)) => {
-            ("http", format!("{} {}", request.method, request.url))
-        }
-        Operation::Fs(operation) => ("fs", operation.path().to_owned()),
-        Operation::Kv(operation) => ("kv", String::from_utf8_lossy(operation.key()).into_owned()),
-        Operation::Time(neoc_abi::time::Operation::Wait { seconds }) => ("time", format!("wait {seconds}")),
-        Operation::Detach(neoc_abi::detach::Operation::Begin) => ("detach", "task".to_owned()),
-        Operation::Module(operation) => ("module", operation.paths().first().cloned().unwrap_or_default()),
-        Operation::Workers(operation) => ("workers", operation.module().to_owned()),
     }
 }
 
@@ -217,12 +226,24 @@ impl Refused {
 
     fn operator_detail(&self) -> String {
         match self {
-            Self::NotPermitted(refusal) => match refusal.operator_fix() {
-                Some(fix) => format!("{}; fix: {fix}", refusal.operator_detail()),
-                None => refusal.operator_detail(),
-            },
+            Self::NotPermitted(refusal) => refusal.operator_detail(),
             Self::OverLimit(exceeded) => exceeded.to_string(),
             Self::Invalid(error) => error.message.clone(),
+        }
+    }
+
+    fn operator_fix(&self) -> Option<&str> {
+        match self {
+            Self::NotPermitted(refusal) => refusal.operator_fix(),
+            Self::OverLimit(_) | Self::Invalid(_) => None,
+        }
+    }
+
+    /// The rule that came nearest.
+    fn rule(&self) -> Option<String> {
+        match self {
+            Self::NotPermitted(refusal) => refusal.rule.clone(),
+            Self::OverLimit(_) | Self::Invalid(_) => None,
         }
     }
 

@@ -7,6 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::workers::Room;
 use crate::{
+    audit::Quota,
     limits::{Exceeded, Owner, RateLimiter, Total},
     policy::{Limits, Tenant, shown_bytes},
 };
@@ -16,6 +17,8 @@ pub struct Account {
     limits: Limits,
     operations: Arc<RateLimiter>,
     connections: Arc<Semaphore>,
+    /// Its part of the log.
+    pub(super) refusals: Arc<Quota>,
 }
 
 /// What a request and its workers use together: a fan-out multiplies nothing.
@@ -58,6 +61,7 @@ impl Account {
         Self {
             operations: Arc::new(RateLimiter::new(limits.operations)),
             connections: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            refusals: Arc::default(),
             limits,
         }
     }
@@ -65,7 +69,7 @@ impl Account {
     /// The account of the same tenant under another policy. What was used stays used, where the limit is the
     /// same: a reload refills nothing.
     pub(super) fn successor(&self, tenant: &Tenant) -> Self {
-        let mut next = Self::new(tenant);
+        let mut next = Self { refusals: Arc::clone(&self.refusals), ..Self::new(tenant) };
         if next.limits.operations == self.limits.operations {
             next.operations = Arc::clone(&self.operations);
         }

@@ -63,6 +63,7 @@ pub fn main(arguments: &Arguments) -> super::Result {
                 tracing::info!("draining: no new connections; running requests may finish");
             })
             .await;
+        service.close_audit();
         service.log_decisions();
         Ok::<_, Box<dyn std::error::Error>>(drained)
     })?;

@@ -59,6 +59,9 @@ impl Follower {
             let Ok(now) = tokio::task::spawn_blocking(move || Marks::of(&files)).await else { continue };
             let settled = now == before;
             before.clone_from(&now);
+            if asked {
+                service.reopen_audit();
+            }
             if asked || (settled && now != self.seen) {
                 // A file that cannot be loaded is not tried again until it changes, or SIGHUP asks for it.
                 self.seen = now;

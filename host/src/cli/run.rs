@@ -7,6 +7,7 @@ use neoc_abi::event::{Event, Finish, Mode, Module, ScriptError};
 
 use super::{default_cache_dir, load_policy, logging};
 use crate::{
+    audit::Audit,
     broker::Broker,
     capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
@@ -38,7 +39,7 @@ pub struct Arguments {
 /// Runs the script. Exit code 1, and a traceback on standard error, when it fails.
 pub fn main(arguments: Arguments) -> super::Result {
     let _guard = logging::start(logging::Format::Terse);
-    let (host, tenant) = tenant(&arguments)?;
+    let Setting { tenant, host, version } = setting(&arguments)?;
     let source = fs::read(&arguments.script)
         .map_err(|error| format!("cannot read the script {}: {error}", arguments.script.display()))?;
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -48,7 +49,8 @@ pub fn main(arguments: Arguments) -> super::Result {
     let instances = INSTANCES + workers;
     let settings = Settings { instances, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
-    let broker = Arc::new(Broker::new([&tenant]));
+    let audit = host.as_ref().and_then(|host| host.audit.as_deref()).map(Audit::to_file).transpose()?;
+    let broker = Arc::new(Broker::with_audit(Arc::new(audit.unwrap_or_default()), &version, [&tenant]));
     let capabilities = Arc::new(match &host {
         Some(host) => Capabilities::open(host, std::slice::from_ref(&tenant), Arc::clone(&broker))?,
         None => Capabilities::none(Arc::clone(&broker)),
@@ -59,20 +61,32 @@ pub fn main(arguments: Arguments) -> super::Result {
     let source = Source { entry, mode: Mode::Script, memory_bytes, modules: Arc::new(modules) };
     let result = io.block_on(run(&runtime, &broker, &capabilities, &tenant, source, arguments.arguments));
     io.shutdown_background();
+    broker.decisions().close();
     result
 }
 
-/// The tenant to run as, and the policy's host section where there is a policy.
-fn tenant(arguments: &Arguments) -> Result<(Option<Host>, Arc<Tenant>), Box<dyn Error>> {
+/// As what the script runs.
+struct Setting {
+    tenant: Arc<Tenant>,
+    /// Absent without a policy.
+    host: Option<Host>,
+    /// Of the policy.
+    version: String,
+}
+
+/// The tenant to run as.
+fn setting(arguments: &Arguments) -> Result<Setting, Box<dyn Error>> {
     let (Some(file), Some(name)) = (&arguments.policy, &arguments.tenant) else {
-        return Ok((None, Arc::new(Tenant::without_grants("run", &arguments.script))));
+        let tenant = Arc::new(Tenant::without_grants("run", &arguments.script));
+        return Ok(Setting { tenant, host: None, version: String::new() });
     };
     let policy = load_policy(file)?;
     let tenant = policy.tenant(name).cloned().ok_or_else(|| {
         let names: Vec<_> = policy.tenants.iter().map(|tenant| tenant.name.as_str()).collect();
         format!("{}: no tenant {name:?}; it has {}", file.display(), names.join(", "))
     })?;
-    Ok((Some(policy.host), tenant))
+    let version = policy.version();
+    Ok(Setting { tenant, host: Some(policy.host), version })
 }
 
 async fn run(

@@ -31,6 +31,8 @@ pub struct Host {
     pub workers: Option<NonZeroUsize>,
     /// How a running script is stopped. Default: safepoints.
     pub preemption: Preemption,
+    /// File that gets a line for every decision. Absent: refusals go to the log, and nothing else is recorded.
+    pub audit: Option<PathBuf>,
 }
 
 /// How a running script is made to give up its thread, and killed. Both stop everything.
@@ -46,7 +48,7 @@ pub enum Preemption {
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> Host {
-    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption } = raw;
+    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = raw;
     let at = "host";
     let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     Host {
@@ -65,6 +67,7 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
         preemption: errors
             .value(&child(at, "preemption"), preemption.as_ref(), |text| self::preemption(text))
             .unwrap_or_default(),
+        audit: errors.value(&child(at, "audit"), audit.as_ref(), |text| below(folder, text, "\"../audit.jsonl\"")),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct HostToml {
     pub workers: Option<Spanned<i64>>,
     /// How a running script is stopped.
     pub preemption: Option<Text>,
+    /// File that gets a line for every decision.
+    pub audit: Option<Text>,
 }
 
 impl TableToml for HostToml {
@@ -59,6 +61,7 @@ impl TableToml for HostToml {
         ("instances", "1000"),
         ("workers", "2"),
         ("preemption", "\"safepoint\""),
+        ("audit", "\"../audit.jsonl\""),
     ];
 }
 
@@ -288,9 +291,9 @@ mod tests {
     #[test]
     fn every_key_is_listed_with_an_example_of_its_type() {
         // Destructured without `..`: a new field fails to compile until it is asserted here.
-        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption } = examples();
+        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
-        assert!(instances.is_some() && workers.is_some() && preemption.is_some());
+        assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
         let TenantToml { script, routes, limits, allow } = examples();
         assert!(script.is_some() && routes.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());

@@ -12,7 +12,7 @@ cache_dir = "../cache"
 instances = 2000
 workers = 2
 preemption = "epoch"
-
+audit = "../audit.jsonl"
 [tenant.acme]
 script = "../examples/hello/main.luau"
 routes = ["/acme/*", "acme.localhost/*"]
@@ -77,6 +77,7 @@ fn every_key_of_a_file_is_enforced_as_written() {
             instances: 2000,
             workers: std::num::NonZeroUsize::new(2),
             preemption: Preemption::Epoch,
+            audit: Some("policies/../audit.jsonl".into()),
         }
     );
     let acme = policy.tenant("acme").expect("there");

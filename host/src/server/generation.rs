@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 use neoc_abi::event::Mode;
 
 use crate::{
+    audit::{self, Audit},
     broker::Broker,
     capability::{Capabilities, OpenError},
     policy::{Changes, Host, Policy},
@@ -37,6 +38,9 @@ pub enum LoadError {
     /// What a grant needs cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The audit file cannot be written.
+    #[error(transparent)]
+    Audit(#[from] audit::OpenError),
     /// Scripts that cannot be used, all of them.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Scripts(Vec<ScriptProblem>),
@@ -60,7 +64,8 @@ impl Generation {
     /// # Errors
     /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
     pub async fn first(policy: Policy, runtime: &Arc<Runtime>) -> Result<Self, LoadError> {
-        let broker = Arc::new(Broker::new(&policy.tenants));
+        let audit = policy.host.audit.as_deref().map(Audit::to_file).transpose()?.unwrap_or_default();
+        let broker = Arc::new(Broker::with_audit(Arc::new(audit), &policy.version(), &policy.tenants));
         let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
         let mut scripts = Scripts::default();
         for tenant in &policy.tenants {
@@ -81,7 +86,7 @@ impl Generation {
         if !fixed.is_empty() {
             return Err(LoadError::NeedsRestart(fixed));
         }
-        let broker = Arc::new(self.broker.successor(&policy.tenants));
+        let broker = Arc::new(self.broker.successor(&policy.version(), &policy.tenants));
         let capabilities = self.capabilities.successor(&policy.host, &policy.tenants, Arc::clone(&broker))?;
         let (mut scripts, mut reloaded) = (Scripts::default(), Vec::new());
         for tenant in &policy.tenants {
@@ -125,7 +130,7 @@ impl Scripts {
 /// The keys of `[host]` that a running host cannot follow, where they differ.
 fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
     // Destructured, so that a new key is decided on here.
-    let Host { listen, data_dir, cache_dir, instances, workers, preemption } = before;
+    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit } = before;
     let keys = [
         ("host.listen", *listen == after.listen),
         ("host.data_dir", *data_dir == after.data_dir),
@@ -133,6 +138,7 @@ fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
         ("host.instances", *instances == after.instances),
         ("host.workers", *workers == after.workers),
         ("host.preemption", *preemption == after.preemption),
+        ("host.audit", *audit == after.audit),
     ];
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }

@@ -87,13 +87,30 @@ impl Service {
     /// Logs how many operations were permitted, and how many refused for which reason.
     pub fn log_decisions(&self) {
         let generation = self.generation.load();
-        for ((capability, reason), count) in generation.broker.decisions().counters() {
-            tracing::info!(target: "neoc::audit", capability, reason, count, "decisions since the start");
+        let audit = generation.broker.decisions();
+        for ((capability, outcome, reason), count) in audit.counters() {
+            tracing::info!(target: "neoc::audit", capability, outcome, reason, count, "decisions since the start");
+        }
+        if audit.n_left_out() > 0 {
+            tracing::warn!(target: "neoc::audit", count = audit.n_left_out(), "refusals left out of the log, over their tenants' parts of it");
+        }
+        if audit.n_lost() > 0 {
+            tracing::warn!(target: "neoc::audit", count = audit.n_lost(), "records that are not in the audit file");
         }
         let count: u64 = generation.tenants.values().map(|tenant| tenant.log_quota.n_stalls()).sum();
         if count > 0 {
             tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
+    }
+
+    /// Opens the audit file again, as after it was moved.
+    pub fn reopen_audit(&self) {
+        self.generation.load().broker.decisions().reopen();
+    }
+
+    /// Waits until all decisions are in the audit file. Later ones are lost.
+    pub fn close_audit(&self) {
+        self.generation.load().broker.decisions().close();
     }
 
     /// Answers one request. Dropping the future, as when the client leaves, cancels the script.

@@ -1,0 +1,126 @@
+//! The file that has a line for every decision, and the log without it.
+
+use std::{fs, path::Path};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::{host::Host, upstream::Upstream, wait_until};
+
+const HOST: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 32\naudit = \"audit.jsonl\"\n";
+const TENANT: &str = "[tenant.a]\nscript = \"main.luau\"\nroutes = [\"/a\"]\n";
+
+fn start(script: &str, policy: &str) -> (tempfile::TempDir, Host) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("main.luau"), script).unwrap();
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    let host = Host::start(folder.path());
+    (folder, host)
+}
+
+fn records(file: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+}
+
+/// Capability, operation, target, outcome and reason.
+fn summary(record: &Value) -> String {
+    let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
+    ["capability", "operation", "target", "outcome", "reason"].map(text).join(" ")
+}
+
+#[test]
+fn every_decision_is_a_record_and_a_redirect_is_one_of_its_own() {
+    let upstream = Upstream::start();
+    let (there, origin) = (upstream.url("/there"), upstream.url(""));
+    let script = format!(
+        "local fs, hyper, kv = require('std:fs'), require('vnd:hyper'), require('std:kv')
+        return function()
+            pcall(hyper.get, '{origin}/redirect/302?{there}?secret=1')
+            pcall(hyper.get, '{origin}/redirect/302?http://user:secret@127.0.0.1/x')
+            pcall(hyper.get, 'http://localhost:1/x?secret=1')
+            pcall(kv.get, 'k')
+            pcall(fs.read, '/data/x')
+            return 'ok'
+        end"
+    );
+    let grants = format!(
+        "{TENANT}[[tenant.a.allow.http]]\nhosts = [\"{origin}\"]\naddresses = [\"127.0.0.0/8\"]\n[tenant.a.allow.kv]\n"
+    );
+    let (folder, host) = start(&script, &format!("{HOST}{grants}"));
+    let answer = host.get("/a");
+    assert_eq!(answer.body, "ok");
+    let log = host.stop();
+    let records = records(&folder.path().join("audit.jsonl"));
+    let expected = [
+        format!("http GET {origin}/redirect/302 allow -"),
+        format!("http GET {there} allow -"),
+        format!("http GET {origin}/redirect/302 allow -"),
+        "http GET …@127.0.0.1/x refuse bad_target".to_owned(),
+        "http GET http://localhost:1/x refuse host_not_allowed".to_owned(),
+        "kv get k allow -".to_owned(),
+        "fs read /data/x refuse not_granted".to_owned(),
+    ];
+    assert_eq!(records.iter().map(summary).collect::<Vec<_>>(), expected);
+    for record in &records {
+        let keys: Vec<_> = record.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys.len(), 13, "every record has every key: {keys:?}");
+        assert_eq!(record["tenant"], "a");
+        assert_eq!(record["request"], answer.headers["x-request-id"].as_str());
+        assert_eq!(record["policy"].as_str().unwrap().len(), 12);
+        assert!(record["time"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(record["outcome"] == "refuse" && record["reason"] != "bad_target", record["fix"].is_string());
+    }
+    assert!(!log.contains("secret"), "{log}");
+    assert!(!log.contains("\"outcome\":\"refuse\",\"reason\":\"not_granted\",\"rule\""), "the file has it: {log}");
+}
+
+#[test]
+fn a_rotated_file_loses_no_record() {
+    let script = "local kv = require('std:kv') return function() return tostring(kv.get('k')) end";
+    let (folder, host) = start(script, &format!("{HOST}{TENANT}[tenant.a.allow.kv]\n"));
+    let file = |name: &str| folder.path().join(name);
+    let n_records = |name: &str| records(&file(name)).len();
+    for _ in 0..5 {
+        host.get("/a");
+    }
+    wait_until("five records", || n_records("audit.jsonl") == 5);
+    fs::rename(file("audit.jsonl"), file("audit.jsonl.1")).unwrap();
+    host.signal(Signal::HUP);
+    wait_until("a new file", || file("audit.jsonl").exists());
+    host.get("/a");
+    // Moved without a word.
+    wait_until("one record", || n_records("audit.jsonl") == 1);
+    fs::rename(file("audit.jsonl"), file("audit.jsonl.2")).unwrap();
+    host.get("/a");
+    host.stop();
+    assert_eq!(["audit.jsonl.1", "audit.jsonl.2", "audit.jsonl"].map(n_records), [5, 1, 1]);
+}
+
+#[test]
+fn a_file_that_is_no_file_stops_the_start_with_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("main.luau"), "return function() end").unwrap();
+    fs::create_dir(folder.path().join("audit.jsonl")).unwrap();
+    fs::write(folder.path().join("policy.toml"), format!("{HOST}{TENANT}")).unwrap();
+    let mut command = crate::support::neoc();
+    let output = crate::support::output(command.current_dir(folder.path()).args(["host", "--policy", "policy.toml"]));
+    assert_eq!(output.exit, 1);
+    assert!(output.stderr.contains("host.audit"), "{}", output.stderr);
+}
+
+#[test]
+fn without_a_file_a_flood_of_refusals_is_cut_in_the_log_and_counted() {
+    let script = "local kv = require('std:kv')
+        return function() for _ = 1, 3000 do pcall(kv.get, 'k') end return 'ok' end";
+    let policy = format!("{HOST}{TENANT}[tenant.a.limits]\ncpu = \"5 s\"\noperations = \"100000/s\"\n");
+    let (_folder, host) = start(script, &policy.replace("audit = \"audit.jsonl\"\n", ""));
+    assert_eq!(host.get("/a").body, "ok");
+    let log = host.stop();
+    let n_lines = log.lines().filter(|line| line.contains("\"operation_target\":\"k\"")).count();
+    assert!((20..1500).contains(&n_lines), "{n_lines} lines");
+    let counted = "\"capability\":\"kv\",\"outcome\":\"refuse\",\"reason\":\"not_granted\",\"count\":3000";
+    assert!(log.contains(counted), "{log}");
+    let left_out = format!("left out of the log, over their tenants' parts of it\",\"count\":{}", 3000 - n_lines);
+    assert!(log.contains(&left_out), "{log}");
+}
