@@ -446,7 +446,7 @@ mod tests {
             path: VirtualPath::parse(&format!("/{dir}")).expect("a path"),
             dir: dir.into(),
             access,
-            line: 1,
+            place: crate::policy::Place::new(Path::new("p.toml"), 1),
         };
         let tenant = |name: &str, grants: Vec<_>| {
             let mut tenant = Tenant::without_grants(name, "x.luau");

@@ -13,27 +13,33 @@ use super::{
 };
 
 /// Least memory: below it the VM itself does not start.
-const MIN_MEMORY_BYTES: u64 = 8 << 20;
+pub(super) const MIN_MEMORY_BYTES: u64 = 8 << 20;
 /// Most memory. One bulk operation over all of it cannot be interrupted, so it bounds the delay of a kill.
-const MAX_MEMORY_BYTES: u64 = 64 << 20;
-const MAX_CPU: Duration = Duration::from_secs(5 * 60);
-const MAX_WALL: Duration = Duration::from_secs(60 * 60);
-const MAX_PENDING_OPERATIONS: u32 = 1_000;
-const MAX_TASKS: u32 = 10_000;
-const MAX_TIMERS: u32 = 10_000;
-const MAX_CONNECTIONS: u32 = 10_000;
-const MAX_SUBREQUESTS: u32 = 10_000;
+pub(super) const MAX_MEMORY_BYTES: u64 = 64 << 20;
+/// Least time of anything.
+pub(super) const MIN_TIME: Duration = Duration::from_millis(1);
+pub(super) const MAX_CPU: Duration = Duration::from_secs(5 * 60);
+pub(super) const MAX_WALL: Duration = Duration::from_secs(60 * 60);
+pub(super) const MAX_PENDING_OPERATIONS: u32 = 1_000;
+pub(super) const MAX_TASKS: u32 = 10_000;
+pub(super) const MAX_TIMERS: u32 = 10_000;
+pub(super) const MAX_CONNECTIONS: u32 = 10_000;
+pub(super) const MAX_SUBREQUESTS: u32 = 10_000;
 /// No less, for a handshake takes as much.
-const TRAFFIC: RangeInclusive<u64> = 1 << 10..=64 << 30;
+pub(super) const TRAFFIC: RangeInclusive<u64> = 1 << 10..=64 << 30;
 /// Longest body that a policy may allow: it lies in the memory of a VM, twice when it is handed over.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
-const BODY: RangeInclusive<u64> = 0..=MAX_BODY_BYTES as u64;
-const LOG_LINE: RangeInclusive<u64> = 80..=neoc_abi::log::MAX_LINE_BYTES as u64;
-const STORE: RangeInclusive<u64> = 1 << 10..=1 << 40;
-const VALUE: RangeInclusive<u64> = 1..=10 << 20;
-const FILES: RangeInclusive<u64> = 1 << 10..=16 << 40;
-const MAX_FS_FILES: u32 = 10_000_000;
-const MAX_WEIGHT: u32 = 100;
+pub(super) const BODY: RangeInclusive<u64> = 0..=MAX_BODY_BYTES as u64;
+/// Bytes that may be logged in the time of the rate.
+pub(super) const LOG: RangeInclusive<u64> = 1 << 10..=16 << 20;
+pub(super) const LOG_LINE: RangeInclusive<u64> = 80..=neoc_abi::log::MAX_LINE_BYTES as u64;
+pub(super) const STORE: RangeInclusive<u64> = 1 << 10..=1 << 40;
+pub(super) const VALUE: RangeInclusive<u64> = 1..=10 << 20;
+pub(super) const FILES: RangeInclusive<u64> = 1 << 10..=16 << 40;
+pub(super) const MAX_FS_FILES: u32 = 10_000_000;
+pub(super) const MAX_WEIGHT: u32 = 100;
+/// Most events that a rate counts.
+pub(super) const MAX_RATE: u32 = 1_000_000;
 
 /// What one tenant may use.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,6 @@
 //! One tenant: `[tenant.NAME]`.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use toml::Spanned;
 
@@ -70,7 +67,6 @@ impl Tenant {
 pub(super) fn enforce(
     name: Text,
     raw: Spanned<TenantToml>,
-    folder: &Path,
     all_routes: &mut Vec<Placed>,
     errors: &mut Errors<'_>,
 ) -> Tenant {
@@ -84,7 +80,8 @@ pub(super) fn enforce(
     if script.is_none() {
         errors.missing(&at, "script", span, "\"main.luau\"");
     }
-    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(folder, text, "\"main.luau\""));
+    let folder = errors.folder(script.as_ref());
+    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(&folder, text, "\"main.luau\""));
     Tenant {
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),

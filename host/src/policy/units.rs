@@ -10,9 +10,12 @@
 //! There is one way to write each. A fraction could be rounded two ways, `MB` has two meanings, and a
 //! value with a stray space was not what the operator meant to write; all of them are refused.
 
-use std::{num::NonZeroU32, ops::RangeInclusive, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
-use super::{error::Broken, limits::Rate};
+use super::{
+    error::Broken,
+    limits::{self, Rate},
+};
 
 const BYTE_UNITS: &[(&str, u64)] = &[("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 const TIME_UNITS_MS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000)];
@@ -20,9 +23,6 @@ const RATE_UNITS_S: &[(&str, u64)] = &[("s", 1), ("m", 60), ("h", 3_600)];
 
 /// Most events that a rate may allow in its time. Governor counts in nanoseconds; this stays far from its edges.
 const MAX_RATE_COUNT: u64 = 1_000_000;
-
-/// Bytes that a rate may allow in its time.
-const BYTE_RATE: RangeInclusive<u64> = 1 << 10..=16 << 20;
 
 /// A size such as `32 MiB`, in bytes.
 ///
@@ -85,8 +85,8 @@ pub(super) fn byte_rate(text: &str) -> Result<Rate, Broken> {
         return Err(Broken::new(format!("the unit {unit:?} is not one of {}", names(RATE_UNITS_S))).write(example));
     };
     let (_, bytes) = quantity(size, ' ', BYTE_UNITS, example)?;
-    let count = u32::try_from(bytes).ok().filter(|_| BYTE_RATE.contains(&bytes)).and_then(NonZeroU32::new);
-    let (least, most) = (shown_bytes(*BYTE_RATE.start()), shown_bytes(*BYTE_RATE.end()));
+    let count = u32::try_from(bytes).ok().filter(|_| limits::LOG.contains(&bytes)).and_then(NonZeroU32::new);
+    let (least, most) = (shown_bytes(*limits::LOG.start()), shown_bytes(*limits::LOG.end()));
     let count = count.ok_or_else(|| Broken::new(format!("{least} to {most} in that time")).write(example))?;
     Ok(Rate { count, per: Duration::from_secs(*seconds) })
 }
