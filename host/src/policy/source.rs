@@ -70,6 +70,12 @@ impl Place {
     pub fn new(file: impl Into<Arc<Path>>, line: u32) -> Self {
         Self { file: file.into(), line }
     }
+
+    /// As a script may know it, without the operator's folders: `demo.toml:12`.
+    pub fn in_short(&self) -> String {
+        let file = self.file.file_name().unwrap_or_default();
+        format!("{}:{}", Path::new(file).display(), self.line)
+    }
 }
 
 impl fmt::Display for Place {
