@@ -241,7 +241,7 @@ impl Refused {
     /// The rule that came nearest.
     fn rule(&self) -> Option<String> {
         match self {
-            Self::NotPermitted(refusal) => refusal.rule.clone(),
+            Self::NotPermitted(refusal) => refusal.rule.as_ref().map(ToString::to_string),
             Self::OverLimit(_) | Self::Invalid(_) => None,
         }
     }

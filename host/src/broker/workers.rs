@@ -99,11 +99,14 @@ mod tests {
     use std::{num::NonZeroU32, path::Path};
 
     use super::*;
-    use crate::{broker::Broker, policy::Tenant};
+    use crate::{
+        broker::Broker,
+        policy::{Place, Tenant},
+    };
 
     fn caller() -> Arc<Caller> {
         let mut tenant = Tenant::without_grants("a", Path::new("a.luau"));
-        tenant.allow.workers = Some(Grant { count: NonZeroU32::MIN, line: 1 });
+        tenant.allow.workers = Some(Grant { count: NonZeroU32::MIN, place: Place::new(Path::new("p.toml"), 1) });
         let tenant = Arc::new(tenant);
         Broker::new([&tenant]).caller(&tenant, "request".into()).expect("an account")
     }

@@ -22,6 +22,7 @@ use url::{Host, Url};
 
 pub use super::target::{TargetError, parse_redirect, parse_target};
 use super::{
+    Place,
     address::{self, Class},
     error::{Broken, Errors, child},
     fix::Remedy,
@@ -49,7 +50,7 @@ pub struct Rule {
     /// Absent: all but those that no rule allows.
     pub methods: Option<Vec<Method>>,
     /// Where the policy file has the rule.
-    pub line: u32,
+    pub place: Place,
 }
 
 /// An upper-case HTTP method that a call may use.
@@ -146,14 +147,14 @@ impl Call<'_> {
                 if rule.allows_method(method) {
                     matched.push(index);
                 }
-                nearest = nearest.or(Some((index, rule.line)));
+                nearest = nearest.or(Some(&rule.place));
             }
         }
         if !matched.is_empty() {
             return Ok(HttpMatch { rules: matched });
         }
         let refusal = match nearest {
-            Some((index, line)) => self.refuse(Reason::MethodNotAllowed).near(index, line),
+            Some(place) => self.refuse(Reason::MethodNotAllowed).near(place),
             None if rules.is_empty() => self.refuse(Reason::NotGranted),
             None => self.refuse(Reason::HostNotAllowed),
         };
@@ -169,9 +170,8 @@ impl Call<'_> {
             Class::Public => (Reason::AddressNotAllowed, "public"),
         };
         let refusal = self.refuse(reason).operator_note(format!("the address is {address}, {what}"));
-        let first = matched.rules[0];
-        let refusal = match self.rules.get(first) {
-            Some(rule) => refusal.near(first, rule.line),
+        let refusal = match matched.rules.first().and_then(|first| self.rules.get(*first)) {
+            Some(rule) => refusal.near(&rule.place),
             None => refusal,
         };
         self.with_remedy(refusal, Some(address))
@@ -259,7 +259,7 @@ pub(super) fn enforce(raw: Vec<Spanned<HttpToml>>, at: &str, errors: &mut Errors
             origins: errors.list(&child(&at, "hosts"), &hosts.unwrap_or_default(), OriginPattern::parse),
             addresses: errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), network),
             methods: methods.map(|methods| errors.list(&child(&at, "methods"), &methods, Method::parse)),
-            line: errors.line(&span),
+            place: errors.place(&span),
         });
     }
     rules
@@ -308,7 +308,7 @@ mod tests {
             origins: origins.iter().map(|text| OriginPattern::parse(text).expect(text)).collect(),
             addresses: addresses.iter().map(|text| network(text).expect(text)).collect(),
             methods: methods.map(|methods| methods.iter().map(|text| Method::parse(text).expect(text)).collect()),
-            line: 1,
+            place: Place::new(std::path::Path::new("p.toml"), 1),
         }
     }
 
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(
             detail,
             "http denied: GET https://api.example.com/x: the host has a private or special address that no rule names \
-             [address_not_allowed]; the address is 192.168.7.9, private use; rule: tenant.acme.allow.http[0], line 1"
+             [address_not_allowed]; the address is 192.168.7.9, private use; rule: p.toml:1"
         );
         assert!(refusal.operator_fix().is_some_and(|fix| fix.contains("\"192.168.7.9/32\"")));
         let error = neoc_abi::OperationError::from(refusal);

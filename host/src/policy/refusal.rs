@@ -13,7 +13,7 @@ use std::fmt;
 
 use neoc_abi::{ErrorKind, OperationError, error::truncate_at_char};
 
-use super::{fix::Remedy, tenant::Tenant};
+use super::{Place, fix::Remedy, tenant::Tenant};
 
 /// Longest target that a refusal repeats, in bytes.
 const MAX_TARGET_BYTES: usize = 256;
@@ -30,8 +30,8 @@ pub struct Refusal {
     pub target: String,
     /// Why.
     pub reason: Reason,
-    /// The rule that came nearest, such as `tenant.acme.allow.http[0], line 12`. Absent: there is none.
-    pub rule: Option<String>,
+    /// Where the rule stands that came nearest, or that denies the call. Absent: there is none.
+    pub rule: Option<Place>,
     /// TOML which, pasted at the end of the policy file, allows this call. Absent where nothing can, or
     /// where it would tell the script what it must not know.
     pub fix: Option<String>,
@@ -45,8 +45,6 @@ struct Detail {
     note: Option<String>,
     /// Words for the operator only.
     operator_note: Option<String>,
-    /// Index and line of the nearest rule.
-    rule: Option<(usize, u32)>,
     remedy: Option<Remedy>,
     operator_fix: Option<String>,
 }
@@ -141,13 +139,9 @@ impl Refusal {
         self
     }
 
-    /// Completes the refusal with what only the tenant knows: its name, in the rule and in the fix.
+    /// Completes the refusal with what only the tenant knows: its name, in the fix.
     pub fn with_fix(mut self, tenant: &Tenant) -> Self {
         let name = &tenant.name;
-        self.rule = self
-            .detail
-            .rule
-            .map(|(index, line)| format!("tenant.{name}.allow.{}[{index}], line {line}", self.capability));
         if let Some(remedy) = &self.detail.remedy {
             self.fix = remedy.for_script(name);
             self.detail.operator_fix = Some(remedy.for_operator(name));
@@ -172,7 +166,10 @@ impl Refusal {
         if let Some(note) = &self.detail.operator_note {
             line.push_str(&format!("; {note}"));
         }
-        line.push_str(&format!("; rule: {}", self.rule.as_deref().unwrap_or("none")));
+        match &self.rule {
+            Some(place) => line.push_str(&format!("; rule: {place}")),
+            None => line.push_str("; no rule"),
+        }
         line
     }
 
@@ -181,8 +178,8 @@ impl Refusal {
         self.detail.operator_fix.as_deref()
     }
 
-    pub(super) fn near(mut self, index: usize, line: u32) -> Self {
-        self.detail.rule = Some((index, line));
+    pub(super) fn near(mut self, rule: &Place) -> Self {
+        self.rule = Some(rule.clone());
         self
     }
 
@@ -209,7 +206,7 @@ impl From<Refusal> for OperationError {
             target: Some(target),
             fix,
             reason: Some(reason.as_str().to_owned()),
-            rule: Some(rule.unwrap_or_else(|| NO_RULE.to_owned())),
+            rule: Some(rule.map_or_else(|| NO_RULE.to_owned(), |place| place.in_short())),
             ..Self::new(ErrorKind::Denied, message)
         }
     }

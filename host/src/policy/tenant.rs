@@ -1,9 +1,6 @@
 //! One tenant: `[tenant.NAME]`.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use toml::Spanned;
 
@@ -70,7 +67,6 @@ impl Tenant {
 pub(super) fn enforce(
     name: Text,
     raw: Spanned<TenantToml>,
-    folder: &Path,
     all_routes: &mut Vec<Placed>,
     errors: &mut Errors<'_>,
 ) -> Tenant {
@@ -84,7 +80,8 @@ pub(super) fn enforce(
     if script.is_none() {
         errors.missing(&at, "script", span, "\"main.luau\"");
     }
-    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(folder, text, "\"main.luau\""));
+    let folder = errors.folder(script.as_ref());
+    let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(&folder, text, "\"main.luau\""));
     Tenant {
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
@@ -107,7 +104,7 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv, detach, workers } = raw;
+    let AllowToml { http, fs, kv, detach, workers, log } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
@@ -123,7 +120,7 @@ fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
             let span = workers.span();
             workers::enforce(workers.into_inner(), &child(at, "workers"), &span, errors)
         }),
-        log: log::Grant::default(),
+        log: log.map(|log| log::enforce(log.get_ref(), &child(at, "log"), errors)).unwrap_or_default(),
     }
 }
 
