@@ -45,18 +45,24 @@ bench: build ## Measure neoc beside its peers, half an hour (installs them, see 
 format: ## Format the code
 	$(CARGO) fmt --all
 	cd guest && $(CARGO) fmt
+	cd fuzz && $(CARGO) fmt
 
 .PHONY: lint
 lint: guests ## Check format and lints, warnings denied
 	$(CARGO) fmt --all --check
 	cd guest && $(CARGO) fmt --check
+	cd fuzz && $(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) clippy --workspace --all-targets -- -D warnings
 
+.PHONY: fuzz
+fuzz: setup ## Fuzz the policy parser and the check of URLs, a minute each (installs cargo-fuzz)
+	fuzz/run.sh 60
+
 .PHONY: ci
-ci: lint test ## What must pass before a change lands
+ci: lint test fuzz ## What must pass before a change lands
 
 .PHONY: clean
 clean: ## Remove all that was built
 	$(CARGO) clean
-	rm -rf guest/build
+	rm -rf guest/build fuzz/target

@@ -2,6 +2,7 @@
 # Installs what the build needs and is not there, from Debian's packages; says what it installs.
 #
 #   gcc              links the host, compiles two small C libraries of its dependencies
+#   g++              compiles libFuzzer, for `make fuzz`
 #   python3, pip     fetch zig from PyPI, the guest's C++ compiler; see guest/toolchain.sh
 #
 # Rust is the one thing it does not install: 1.95 or newer, with rustfmt and clippy.
@@ -12,6 +13,7 @@ as_root=()
 
 missing=()
 command -v cc >/dev/null || missing+=(gcc libc6-dev)
+command -v c++ >/dev/null || missing+=(g++)
 command -v python3 >/dev/null || missing+=(python3)
 python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
 
