@@ -34,7 +34,7 @@ impl Permit {
 
 /// Decides by the longest grant that covers the path.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
-    let located = fs::decide(&caller.tenant.allow.fs, operation.path(), operation.writes())
+    let located = fs::decide(&caller.tenant.allow.fs, &caller.tenant.deny.fs, operation.path(), operation.writes())
         .map_err(|refusal| caller.refuse(refusal))?;
     let (grant_index, relative) = (located.grant_index, located.relative);
     Ok(Permit { caller: Arc::clone(caller), grant_index, relative, operation })

@@ -15,6 +15,8 @@ pub(super) enum Remedy {
         origin: String,
         /// As in a rule's `methods`.
         method: String,
+        /// As in a rule's `paths`. Absent where no rule can name it; then the fix allows every path.
+        path: Option<String>,
         /// As in a rule's `addresses`.
         addresses: Vec<String>,
         /// Whether the script wrote the addresses itself, or they say no more than it wrote.
@@ -49,13 +51,16 @@ impl Remedy {
     /// The TOML with everything in it.
     pub(super) fn for_operator(&self, tenant: &str) -> String {
         match self {
-            Self::Http { origin, method, addresses, addresses_are_known: _ } => {
+            Self::Http { origin, method, path, addresses, addresses_are_known: _ } => {
                 let mut text = format!("[[tenant.{tenant}.allow.http]]\nhosts = [{}]\n", quoted(origin));
                 if !addresses.is_empty() {
                     let addresses: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
                     text.push_str(&format!("addresses = [{}]\n", addresses.join(", ")));
                 }
                 text.push_str(&format!("methods = [{}]\n", quoted(method)));
+                if let Some(path) = path {
+                    text.push_str(&format!("paths = [{}]\n", quoted(path)));
+                }
                 text
             }
             Self::Fs { path, dir, access } => {
@@ -114,10 +119,11 @@ mod tests {
         let remedy = |addresses_are_known| Remedy::Http {
             origin: "https://db.internal".to_owned(),
             method: "GET".to_owned(),
+            path: Some("/x".to_owned()),
             addresses: vec!["10.0.0.5/32".to_owned()],
             addresses_are_known,
         };
-        let text = "[[tenant.acme.allow.http]]\nhosts = [\"https://db.internal\"]\naddresses = [\"10.0.0.5/32\"]\nmethods = [\"GET\"]\n";
+        let text = "[[tenant.acme.allow.http]]\nhosts = [\"https://db.internal\"]\naddresses = [\"10.0.0.5/32\"]\nmethods = [\"GET\"]\npaths = [\"/x\"]\n";
         assert_eq!(remedy(true).for_script("acme").as_deref(), Some(text));
         assert_eq!(remedy(false).for_script("acme"), None);
         assert_eq!(remedy(false).for_operator("acme"), text);

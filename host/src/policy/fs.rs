@@ -16,7 +16,7 @@ use super::{
     Place,
     error::{Broken, Errors, child},
     fix::Remedy,
-    raw::FsToml,
+    raw::{DenyFsToml, FsToml},
     refusal::{Reason, Refusal},
 };
 
@@ -40,6 +40,15 @@ pub struct Grant {
     /// What may be done in it.
     pub access: Access,
     /// Where the policy file grants it.
+    pub place: Place,
+}
+
+/// A file or directory that is denied, with all below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deny {
+    /// As the script sees it.
+    pub path: VirtualPath,
+    /// Where the policy file denies it.
     pub place: Place,
 }
 
@@ -178,11 +187,15 @@ impl Access {
 /// Decides on a path as the script wrote it.
 ///
 /// # Errors
-/// [`Reason::BadTarget`], [`Reason::NotGranted`], [`Reason::PathNotGranted`] or
+/// [`Reason::BadTarget`], [`Reason::DeniedByRule`], [`Reason::NotGranted`], [`Reason::PathNotGranted`] or
 /// [`Reason::PathNotWritable`].
-pub fn decide<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Result<Located<'a>, Refusal> {
+pub fn decide<'a>(grants: &'a [Grant], denied: &[Deny], path: &str, writes: bool) -> Result<Located<'a>, Refusal> {
     let refuse = |reason| Refusal::new(CAPABILITY, path, reason);
     let asked = VirtualPath::parse(path).map_err(|why| refuse(Reason::BadTarget).note(why))?;
+    // By the path as it is written: a link to a denied file has a name of its own.
+    if let Some(deny) = denied.iter().find(|deny| asked.below(&deny.path).is_some()) {
+        return Err(refuse(Reason::DeniedByRule).near(&deny.place));
+    }
     let access = if writes { Access::ReadWrite } else { Access::Read };
     let covering =
         grants.iter().enumerate().filter_map(|(index, grant)| Some((index, grant, asked.below(&grant.path)?)));
@@ -252,6 +265,22 @@ pub(super) fn enforce(raw: Vec<Spanned<FsToml>>, at: &str, errors: &mut Errors<'
     grants
 }
 
+pub(super) fn enforce_deny(raw: Vec<Spanned<DenyFsToml>>, at: &str, errors: &mut Errors<'_>) -> Vec<Deny> {
+    let mut denied = Vec::with_capacity(raw.len());
+    for (index, deny) in raw.into_iter().enumerate() {
+        let (at, span) = (format!("{at}[{index}]"), deny.span());
+        let DenyFsToml { path } = deny.into_inner();
+        if path.is_none() {
+            errors.missing(&at, "path", span.clone(), "\"/data/private\"");
+        }
+        let path = errors.value(&child(&at, "path"), path.as_ref(), |text| {
+            VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/private\""))
+        });
+        denied.extend(path.map(|path| Deny { path, place: errors.place(&span) }));
+    }
+    denied
+}
+
 fn refuse_contradiction(earlier: &[Grant], grant: &Grant, key: &str, place: Range<usize>, errors: &mut Errors<'_>) {
     let same_path = earlier.iter().filter(|other| other.path == grant.path);
     for other in same_path {
@@ -293,6 +322,26 @@ fn dir(text: &str) -> Result<PathBuf, Broken> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_denied_path_is_refused_with_all_below_it() {
+        let grants = [grant("/", "all", Access::ReadWrite), grant("/data", "d", Access::ReadWrite)];
+        let place = Place::new(std::path::Path::new("p.toml"), 9);
+        let denied = [Deny { path: VirtualPath::parse("/data/private").expect("a path"), place: place.clone() }];
+        for (path, allowed) in [
+            ("/data", true),
+            ("/data/private", false),
+            ("/data/private/x/y", false),
+            ("/data/private2", true),
+            ("/private", true),
+        ] {
+            let decision = decide(&grants, &denied, path, false).map_err(|refusal| (refusal.reason, refusal.rule));
+            assert_eq!(decision.is_ok(), allowed, "{path}");
+            if let Err(refusal) = decision {
+                assert_eq!(refusal, (Reason::DeniedByRule, Some(place.clone())), "{path}");
+            }
+        }
+    }
+
     fn grant(path: &str, dir: &str, access: Access) -> Grant {
         Grant {
             path: VirtualPath::parse(path).expect(path),
@@ -330,12 +379,12 @@ mod tests {
             ("/etc/passwd", false, Err(Reason::PathNotGranted)),
         ] {
             let grants = grants();
-            let decision = decide(&grants, path, writes);
+            let decision = decide(&grants, &[], path, writes);
             let decision =
                 decision.map(|located| (located.grant_index, located.relative)).map_err(|refusal| refusal.reason);
             assert_eq!(decision, expected.map(|(index, relative)| (index, PathBuf::from(relative))), "{path} {writes}");
         }
-        assert_eq!(decide(&[], "/data/x", false).map_err(|refusal| refusal.reason), Err(Reason::NotGranted));
+        assert_eq!(decide(&[], &[], "/data/x", false).map_err(|refusal| refusal.reason), Err(Reason::NotGranted));
     }
 
     #[test]
@@ -343,7 +392,7 @@ mod tests {
         let grants = [grant("/", "acme", Access::Read)];
         for (path, relative) in [("/", "."), ("/x", "x"), ("/a/b", "a/b")] {
             assert_eq!(
-                decide(&grants, path, false).map(|located| located.relative).ok(),
+                decide(&grants, &[], path, false).map(|located| located.relative).ok(),
                 Some(PathBuf::from(relative)),
                 "{path}"
             );
@@ -413,7 +462,7 @@ mod tests {
             &too_long,
         ] {
             assert_eq!(
-                decide(&grants(), path, false).map_err(|refusal| refusal.reason),
+                decide(&grants(), &[], path, false).map_err(|refusal| refusal.reason),
                 Err(Reason::BadTarget),
                 "{path:?}"
             );
@@ -423,7 +472,7 @@ mod tests {
     #[test]
     fn a_refusal_holds_the_scripts_path_and_no_directory_of_the_hosts() {
         let grants = grants();
-        let refusal = decide(&grants, "/data/public/x", true).expect_err("read only");
+        let refusal = decide(&grants, &[], "/data/public/x", true).expect_err("read only");
         assert_eq!(refusal.message(), "fs denied: /data/public/x: the grant that covers this path is for reading");
     }
 

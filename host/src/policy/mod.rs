@@ -14,7 +14,7 @@
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
-//! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
 //! | [`changes`] | what differs between two policies |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
@@ -33,6 +33,7 @@ pub mod kv;
 pub mod limits;
 pub mod log;
 pub mod origin;
+pub mod path;
 mod raw;
 mod read;
 pub mod refusal;

@@ -75,6 +75,23 @@ impl OriginPattern {
         Ok(Self { scheme, host: HostPattern::parse(host)?, port: port.unwrap_or(scheme.default_port()) })
     }
 
+    /// `http` or `https`.
+    pub(super) fn scheme(&self) -> &'static str {
+        self.scheme.as_str()
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it stands for subdomains, and the name above them; or the host, as a URL has it.
+    pub(super) fn host(&self) -> (bool, String) {
+        match &self.host {
+            HostPattern::One(host) => (false, host.to_string()),
+            HostPattern::Subdomains(parent) => (true, parent.clone()),
+        }
+    }
+
     /// Whether a URL from [`super::target::parse_target`] is of this origin.
     pub fn matches(&self, url: &Url) -> bool {
         let Self { scheme, host, port } = self;

@@ -151,6 +151,8 @@ pub struct TenantToml {
     pub limits: LimitsToml,
     /// `[tenant.NAME.allow]`
     pub allow: AllowToml,
+    /// `[tenant.NAME.deny]`
+    pub deny: DenyToml,
 }
 
 impl TableToml for TenantToml {
@@ -182,6 +184,13 @@ impl TableToml for TenantToml {
             default: "",
             example: "{ kv = {} }",
             doc: "What it may do. Nothing is allowed by being absent.",
+        },
+        Key {
+            name: "deny",
+            form: Form::Table(DenyToml::KEYS),
+            default: "",
+            example: r#"{ fs = [{ path = "/data/private" }] }"#,
+            doc: "What it may not do, whatever `allow` says: a rule that denies wins over all that allow.",
         },
     ];
 }
@@ -461,6 +470,8 @@ pub struct HttpToml {
     pub addresses: Option<Vec<Text>>,
     /// Methods; absent: all.
     pub methods: Option<Vec<Text>>,
+    /// Paths; absent: all.
+    pub paths: Option<Vec<Text>>,
 }
 
 impl TableToml for HttpToml {
@@ -486,7 +497,99 @@ impl TableToml for HttpToml {
             example: r#"["GET", "POST"]"#,
             doc: "Methods that a call may use.",
         },
+        Key {
+            name: "paths",
+            form: Form::Texts("paths: `/health` is that path, `/v1/*` is `/v1` and all below it"),
+            default: "(all)",
+            example: r#"["/v1/*", "/health"]"#,
+            doc: "Paths that a call may have, compared as they are sent, without the query. A path that servers read in two ways, with `//`, `;`, `%2F` or `%2E` in it, fits none.",
+        },
     ];
+}
+
+/// `[tenant.NAME.deny]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyToml {
+    /// `[[tenant.NAME.deny.http]]`
+    pub http: Vec<Spanned<DenyHttpToml>>,
+    /// `[[tenant.NAME.deny.fs]]`
+    pub fs: Vec<Spanned<DenyFsToml>>,
+}
+
+impl TableToml for DenyToml {
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "http",
+            form: Form::Tables(DenyHttpToml::KEYS),
+            default: "",
+            example: r#"[{ hosts = ["https://admin.example.com"] }]"#,
+            doc: "Outbound HTTP that is refused, whatever allows it.",
+        },
+        Key {
+            name: "fs",
+            form: Form::Tables(DenyFsToml::KEYS),
+            default: "",
+            example: r#"[{ path = "/data/private" }]"#,
+            doc: "Paths that are refused, whatever grants them.",
+        },
+    ];
+}
+
+/// One `[[tenant.NAME.deny.http]]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyHttpToml {
+    /// Origins.
+    pub hosts: Option<Vec<Text>>,
+    /// Methods; absent: all.
+    pub methods: Option<Vec<Text>>,
+    /// Paths; absent: all.
+    pub paths: Option<Vec<Text>>,
+}
+
+impl TableToml for DenyHttpToml {
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "hosts",
+            form: Form::Texts("origins: `https://name`, `http://address:port`, `https://*.name`"),
+            default: "(must be there)",
+            example: r#"["https://admin.example.com"]"#,
+            doc: "Where no call may go: scheme, host and port, as in `allow`.",
+        },
+        Key {
+            name: "methods",
+            form: Form::Texts("methods in upper case"),
+            default: "(all)",
+            example: r#"["DELETE"]"#,
+            doc: "Methods that no call may use there.",
+        },
+        Key {
+            name: "paths",
+            form: Form::Texts("paths: `/health` is that path, `/v1/*` is `/v1` and all below it"),
+            default: "(all)",
+            example: r#"["/admin/*"]"#,
+            doc: "Paths that no call may have there. A path that servers read in two ways is denied by every rule with paths for its host.",
+        },
+    ];
+}
+
+/// One `[[tenant.NAME.deny.fs]]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyFsToml {
+    /// The file or directory as the script sees it.
+    pub path: Option<Text>,
+}
+
+impl TableToml for DenyFsToml {
+    const KEYS: &'static [Key] = &[Key {
+        name: "path",
+        form: Form::Text("an absolute path"),
+        default: "(must be there)",
+        example: r#""/data/private""#,
+        doc: "A file or directory as the script sees it. All below it is refused too.",
+    }];
 }
 
 /// One `[[tenant.NAME.allow.fs]]`
@@ -628,7 +731,8 @@ mod tests {
         let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, limits, allow } = examples();
+        let TenantToml { script, routes, limits, allow, deny } = examples();
+        assert!(deny.fs.len() == 1);
         assert!(script.is_some() && routes.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
         let LimitsToml {
@@ -663,8 +767,14 @@ mod tests {
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
-        let HttpToml { hosts, addresses, methods } = examples();
-        assert!(hosts.is_some() && addresses.is_some() && methods.is_some());
+        let HttpToml { hosts, addresses, methods, paths } = examples();
+        assert!(hosts.is_some() && addresses.is_some() && methods.is_some() && paths.is_some());
+        let DenyToml { http, fs } = examples();
+        assert!(http.len() == 1 && fs.len() == 1);
+        let DenyHttpToml { hosts, methods, paths } = examples();
+        assert!(hosts.is_some() && methods.is_some() && paths.is_some());
+        let DenyFsToml { path } = examples();
+        assert!(path.is_some());
         let FsToml { path, dir, access } = examples();
         assert!(path.is_some() && dir.is_some() && access.is_some());
         let KvToml {} = examples();

@@ -56,6 +56,8 @@ pub enum Reason {
     NotGranted,
     /// No rule names this scheme, host and port.
     HostNotAllowed,
+    /// The rules that name the host do not list the path.
+    PathNotAllowed,
     /// The rules that name the host do not list the method.
     MethodNotAllowed,
     /// The address is private or special and no matching rule names it.
@@ -68,21 +70,25 @@ pub enum Reason {
     PathNotWritable,
     /// The target is spelled in a way that can be read twice.
     BadTarget,
+    /// A rule denies it, whatever others allow.
+    DeniedByRule,
 }
 
 // === impl Reason ===
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::NotGranted,
         Self::HostNotAllowed,
+        Self::PathNotAllowed,
         Self::MethodNotAllowed,
         Self::AddressNotAllowed,
         Self::AddressNeverAllowed,
         Self::PathNotGranted,
         Self::PathNotWritable,
         Self::BadTarget,
+        Self::DeniedByRule,
     ];
 
     /// The stable label.
@@ -90,12 +96,14 @@ impl Reason {
         match self {
             Self::NotGranted => "not_granted",
             Self::HostNotAllowed => "host_not_allowed",
+            Self::PathNotAllowed => "path_not_allowed",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::AddressNeverAllowed => "address_never_allowed",
             Self::PathNotGranted => "path_not_granted",
             Self::PathNotWritable => "path_not_writable",
             Self::BadTarget => "bad_target",
+            Self::DeniedByRule => "denied_by_rule",
         }
     }
 
@@ -103,11 +111,13 @@ impl Reason {
         match self {
             Self::NotGranted => "the policy grants this tenant nothing of the kind",
             Self::HostNotAllowed => "no rule names this scheme, host and port",
+            Self::PathNotAllowed => "no rule for this host lists the path",
             Self::MethodNotAllowed => "no rule for this host lists the method",
             Self::AddressNotAllowed => "the host has a private or special address that no rule names",
             Self::AddressNeverAllowed => "the host has a link-local or metadata address, which no rule can allow",
             Self::PathNotGranted => "no grant covers this path",
             Self::PathNotWritable => "the grant that covers this path is for reading",
+            Self::DeniedByRule => "a rule denies it",
             Self::BadTarget => "the target is not written in its one spelling",
         }
     }
@@ -242,12 +252,14 @@ mod tests {
             [
                 "not_granted",
                 "host_not_allowed",
+                "path_not_allowed",
                 "method_not_allowed",
                 "address_not_allowed",
                 "address_never_allowed",
                 "path_not_granted",
                 "path_not_writable",
                 "bad_target",
+                "denied_by_rule",
             ]
         );
     }

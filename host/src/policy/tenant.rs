@@ -12,7 +12,7 @@ use super::{
     http, kv,
     limits::{self, Limits},
     log,
-    raw::{AllowToml, TenantToml, Text},
+    raw::{AllowToml, DenyHttpToml, DenyToml, TenantToml, Text},
     route::{Placed, Route},
     workers,
 };
@@ -33,13 +33,15 @@ pub struct Tenant {
     pub limits: Limits,
     /// What it may do.
     pub allow: Allow,
+    /// What it may not, whatever is allowed.
+    pub deny: Deny,
 }
 
 /// A tenant's grants. Empty: no effect at all.
 #[derive(Debug, Clone, Default)]
 pub struct Allow {
     /// Outbound HTTP. A call needs one rule that allows all of it.
-    pub http: Vec<http::Rule>,
+    pub http: http::Rules,
     /// Directories. The grant with the longest path that covers a call decides.
     pub fs: Vec<fs::Grant>,
     /// The tenant's own store.
@@ -52,13 +54,21 @@ pub struct Allow {
     pub log: log::Grant,
 }
 
+/// What is denied to a tenant, whatever it is granted. Rules for HTTP are with those that allow, see [`http::Rules`].
+#[derive(Debug, Clone, Default)]
+pub struct Deny {
+    /// Files and directories.
+    pub fs: Vec<fs::Deny>,
+}
+
 // === impl Tenant ===
 
 impl Tenant {
     /// A tenant for a single script without a policy: no grants, and the budget of a job.
     pub fn without_grants(name: impl Into<String>, script: impl Into<PathBuf>) -> Self {
         let limits = Limits { cpu: Duration::from_secs(5), wall: Duration::from_secs(60), ..Limits::default() };
-        Self { name: name.into(), script: script.into(), routes: Vec::new(), limits, allow: Allow::default() }
+        let (allow, deny) = (Allow::default(), Deny::default());
+        Self { name: name.into(), script: script.into(), routes: Vec::new(), limits, allow, deny }
     }
 }
 
@@ -72,7 +82,9 @@ pub(super) fn enforce(
 ) -> Tenant {
     let at = child("tenant", name.get_ref());
     let span = name.span();
-    let TenantToml { script, routes, limits, allow } = raw.into_inner();
+    let TenantToml { script, routes, limits, allow, deny } = raw.into_inner();
+    let DenyToml { http: deny_http, fs: deny_fs } = deny;
+    let deny_at = child(&at, "deny");
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -86,7 +98,8 @@ pub(super) fn enforce(
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
         limits: limits::enforce(limits, &child(&at, "limits"), errors),
-        allow: self::allow(allow, &child(&at, "allow"), errors),
+        allow: self::allow(allow, &child(&at, "allow"), deny_http, &child(&deny_at, "http"), errors),
+        deny: Deny { fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors) },
         name: name.into_inner(),
     }
 }
@@ -103,10 +116,16 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
     routes
 }
 
-fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
+fn allow(
+    raw: AllowToml,
+    at: &str,
+    deny_http: Vec<Spanned<DenyHttpToml>>,
+    deny_http_at: &str,
+    errors: &mut Errors<'_>,
+) -> Allow {
     let AllowToml { http, fs, kv, detach, workers, log } = raw;
     Allow {
-        http: http::enforce(http, &child(at, "http"), errors),
+        http: http::enforce(http, &child(at, "http"), deny_http, deny_http_at, errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
         kv: kv.map(|kv| {
             let span = kv.span();
@@ -150,7 +169,7 @@ mod tests {
         let tenant = Tenant::without_grants("run", "job.luau");
         assert!(kv::decide(tenant.allow.kv.as_ref(), "k").is_err());
         assert!(workers::decide(tenant.allow.workers.as_ref(), "./m").is_err());
-        assert!(fs::decide(&tenant.allow.fs, "/data/x", false).is_err());
+        assert!(fs::decide(&tenant.allow.fs, &tenant.deny.fs, "/data/x", false).is_err());
         let url = http::parse_target("https://example.com").expect("a URL");
         assert!(http::decide(&tenant.allow.http, "GET", &url).is_err());
         assert_eq!((tenant.limits.cpu, tenant.limits.wall), (Duration::from_secs(5), Duration::from_secs(60)));

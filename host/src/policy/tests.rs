@@ -268,10 +268,20 @@ methods = ["GET"]
 [[tenant.acme.allow.http]]
 hosts = ["http://10.0.0.1", "http://x.localhost:9000", "https://db.internal", "http://[64:ff9b::7f00:1]"]
 
+[[tenant.acme.allow.http]]
+hosts = ["https://paths.example.com", "https://denied.example.com"]
+paths = ["/v1/*"]
+
+[[tenant.acme.deny.http]]
+hosts = ["https://denied.example.com"]
+
 [[tenant.acme.allow.fs]]
 path = "/data"
 dir = "acme-data"
 access = "read"
+
+[[tenant.acme.deny.fs]]
+path = "/data/private"
 
 [tenant.zoe]
 script = "z.luau"
@@ -298,7 +308,9 @@ fn http_connection(url: &'static str, address: &'static str) -> Ask {
 
 fn fs_call(path: &'static str, writes: bool) -> Ask {
     Box::new(move |tenant| {
-        fs::decide(&tenant.allow.fs, path, writes).map(drop).map_err(|refusal| refusal.with_fix(tenant))
+        fs::decide(&tenant.allow.fs, &tenant.deny.fs, path, writes)
+            .map(drop)
+            .map_err(|refusal| refusal.with_fix(tenant))
     })
 }
 
@@ -332,6 +344,8 @@ fn each_fix_allows_its_call() {
         ("acme", Reason::MethodNotAllowed, http_call("POST", "https://api.example.com/")),
         ("acme", Reason::MethodNotAllowed, http_call("POST", "http://127.0.0.1:9001/")),
         ("acme", Reason::MethodNotAllowed, http_call("POST", "http://localhost:9000/")),
+        ("acme", Reason::PathNotAllowed, http_call("GET", "https://paths.example.com/v2/x")),
+        ("acme", Reason::PathNotAllowed, http_call("GET", "https://paths.example.com/v1//x")),
         ("acme", Reason::AddressNotAllowed, http_call("GET", "http://10.0.0.1/")),
         ("acme", Reason::AddressNotAllowed, http_call("GET", "http://[::1]:9000/")),
         ("acme", Reason::AddressNotAllowed, http_call("GET", "http://x.localhost:9000/")),
@@ -363,6 +377,43 @@ fn each_fix_allows_its_call() {
 }
 
 #[test]
+fn a_fix_allows_its_call_and_no_neighbour_of_it() {
+    let calls = [
+        ("POST", "https://api.example.com/v1/x"),
+        ("GET", "https://other.example.com/v1/x?q=1"),
+        ("GET", "http://192.168.0.1:81/v1/x"),
+        ("GET", "http://10.0.0.1/v1/x"),
+    ];
+    for call in calls {
+        let (method, text) = call;
+        let refusal = refused(STRICT, "acme", &http_call(method, text)).expect("refused under the strict policy");
+        let fixed = format!("{STRICT}{}", refusal.fix.expect("it has a fix"));
+        assert!(refused(&fixed, "acme", &http_call(method, text)).is_none(), "{fixed}");
+        let other = |from: &str, to: &str| -> (&'static str, &'static str) { (method, text.replace(from, to).leak()) };
+        let neighbours = [
+            other("/v1/x", "/v1/y"),
+            other("/v1/x", "/v1/x/y"),
+            other("/v1/x", "/v1"),
+            other("/v1/x", "/v1/%78"),
+            other("com/", "com:8081/"),
+            other("0.1", "0.2"),
+            other("://", "://sub."),
+            ("PUT", text),
+        ];
+        for (method, neighbour) in neighbours {
+            let Ok(url) = http::parse_target(neighbour) else { continue };
+            // An address has no `com`, a name no `0.1`.
+            if (method, neighbour) == (call.0, call.1) {
+                continue;
+            }
+            let policy = parse(&fixed);
+            let rules = &policy.tenant("acme").expect("it is there").allow.http;
+            assert!(http::decide(rules, method, &url).is_err(), "{method} {neighbour}\n{fixed}");
+        }
+    }
+}
+
+#[test]
 fn a_fix_that_tells_a_resolved_address_is_the_operators() {
     let ask = http_connection("https://db.internal/", "10.0.0.5");
     let refusal = refused(STRICT, "acme", &ask).expect("private");
@@ -380,6 +431,8 @@ fn what_nothing_can_allow_has_no_fix() {
         http_call("CONNECT", "https://api.example.com/"),
         http_connection("https://db.internal/", "169.254.169.254"),
         fs_call("/data/../x", false),
+        http_call("GET", "https://denied.example.com/v1/x"),
+        fs_call("/data/private/x", false),
     ] {
         let refusal = refused(STRICT, "acme", &ask).expect("refused");
         assert_eq!((&refusal.fix, refusal.operator_fix()), (&None, None), "{refusal}");
@@ -391,7 +444,9 @@ fn a_refusal_names_the_rule_that_came_nearest() {
     let rule = |ask: Ask| refused(STRICT, "acme", &ask).expect("refused").rule.map(|place| place.to_string());
     assert_eq!(rule(http_call("POST", "https://api.example.com/")).as_deref(), Some("policies/demo.toml:5"));
     assert_eq!(rule(http_call("GET", "http://10.0.0.1/")).as_deref(), Some("policies/demo.toml:10"));
-    assert_eq!(rule(fs_call("/data/x", true)).as_deref(), Some("policies/demo.toml:13"));
+    assert_eq!(rule(fs_call("/data/x", true)).as_deref(), Some("policies/demo.toml:20"));
+    assert_eq!(rule(http_call("GET", "https://denied.example.com/")).as_deref(), Some("policies/demo.toml:17"));
+    assert_eq!(rule(fs_call("/data/private", false)).as_deref(), Some("policies/demo.toml:25"));
     assert_eq!(rule(http_call("GET", "https://other.example.com/")), None);
 }
 
