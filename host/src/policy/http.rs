@@ -109,6 +109,13 @@ pub fn allows_address(rules: &[Rule], matched: &HttpMatch, address: IpAddr) -> b
     matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
 }
 
+/// The first of the matched rules that lets one of these addresses pass; without addresses the first of all.
+pub(super) fn rule<'a>(rules: &'a [Rule], matched: &HttpMatch, addresses: &[IpAddr]) -> Option<&'a Rule> {
+    let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
+    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+    matched.find(|rule| addresses.is_empty() || passes(rule))
+}
+
 /// [`allows_address`], with a refusal that says why not.
 ///
 /// # Errors
@@ -208,7 +215,7 @@ impl Rule {
 }
 
 /// The addresses of a host that needs no resolving, in their canonical form.
-fn known_addresses(url: &Url) -> Vec<IpAddr> {
+pub(super) fn known_addresses(url: &Url) -> Vec<IpAddr> {
     match url.host() {
         Some(Host::Ipv4(address)) => vec![address.into()],
         Some(Host::Ipv6(address)) => vec![IpAddr::from(address).to_canonical()],
@@ -222,7 +229,7 @@ fn known_addresses(url: &Url) -> Vec<IpAddr> {
 
 /// The networks that a rule names to let an address pass: none for a public one, else itself, and a
 /// special one that it carries.
-fn networks(address: IpAddr) -> Vec<String> {
+pub(super) fn networks(address: IpAddr) -> Vec<String> {
     let address = address.to_canonical();
     let special = |address: &IpAddr| address::classify(*address) != Class::Public;
     let both = [Some(address), address::inside(address)].into_iter().flatten();

@@ -14,12 +14,14 @@
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`call`], [`suggest`] | a call as an operator writes it, and the smallest policy for many |
 //! | [`changes`] | what differs between two policies |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
 //! Nothing is allowed by being absent: a missing table grants nothing, an empty file denies everything.
 
 pub mod address;
+pub mod call;
 pub mod changes;
 pub mod detach;
 pub mod error;
@@ -35,6 +37,7 @@ mod raw;
 mod read;
 pub mod refusal;
 pub mod route;
+pub mod suggest;
 pub mod target;
 pub mod tenant;
 mod units;

@@ -178,6 +178,11 @@ impl Refusal {
         self.detail.operator_fix.as_deref()
     }
 
+    /// What would allow the call, if anything would.
+    pub(super) fn wanted(&self) -> Option<&Remedy> {
+        self.detail.remedy.as_ref()
+    }
+
     pub(super) fn near(mut self, index: usize, line: u32) -> Self {
         self.detail.rule = Some((index, line));
         self

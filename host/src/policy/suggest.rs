@@ -1,0 +1,274 @@
+//! The smallest policy that allows a set of calls.
+//!
+//! Each call that is refused asks for what its refusal's fix would grant; what is asked for is gathered, and
+//! tables that say the same are made one. Calls that nothing can allow, and limits that were hit, become
+//! comments: the one is a matter of the script, the other of the operator's judgement.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use super::{
+    address::{self, Class},
+    call::{Call, NotAllowed},
+    fix::{Remedy, new_dir, quoted},
+    fs::Access,
+    http,
+    tenant::Tenant,
+};
+
+/// What a number of calls needs, tenant by tenant.
+#[derive(Debug, Default)]
+pub struct Suggestion {
+    tenants: BTreeMap<String, Wanted>,
+}
+
+/// What one tenant's calls need, each with how many do.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// By origin.
+    http: BTreeMap<String, Origin>,
+    /// By path.
+    fs: BTreeMap<String, Directory>,
+    kv: u64,
+    detach: u64,
+    workers: u64,
+    /// By key.
+    limits: BTreeMap<String, u64>,
+    /// Calls that nothing allows, and why.
+    never: BTreeMap<(String, &'static str), u64>,
+}
+
+#[derive(Debug, Default)]
+struct Origin {
+    methods: BTreeSet<String>,
+    addresses: BTreeSet<String>,
+    n_calls: u64,
+}
+
+#[derive(Debug)]
+struct Directory {
+    dir: Option<String>,
+    access: Access,
+    n_calls: u64,
+}
+
+impl Suggestion {
+    /// Takes `n` calls of the same kind in, unless the tenant's policy allows them. A tenant that has none is
+    /// given with [`Tenant::without_grants`].
+    pub fn add(&mut self, tenant: &Tenant, call: &Call, n: u64) {
+        let refusal = match call.judge(tenant) {
+            Ok(_) => return,
+            Err(NotAllowed::Refused(refusal)) => refusal,
+            // A mistake of the script, whatever the policy says.
+            Err(NotAllowed::Invalid(_)) => return,
+        };
+        let wanted = self.tenants.entry(tenant.name.clone()).or_default();
+        let address = if let Call::Http { address, .. } = call { *address } else { None };
+        let never = address.is_some_and(|address| matches!(address::classify(address), Class::Never(_)));
+        match refusal.wanted().filter(|_| !never) {
+            Some(remedy) => {
+                wanted.add(remedy, n);
+                // A host that is not allowed yet has no word on its address; it will be judged all the same.
+                if let (Remedy::Http { origin, .. }, Some(address)) = (remedy, address)
+                    && let Some(origin) = wanted.http.get_mut(origin)
+                {
+                    origin.addresses.extend(http::networks(address));
+                }
+            }
+            None => {
+                let label = if never { "address_never_allowed" } else { refusal.reason.as_str() };
+                *wanted.never.entry((call.to_string(), label)).or_default() += n;
+            }
+        }
+    }
+
+    /// Notes that a tenant was at a limit, by its policy key, so many times.
+    pub fn limit_hit(&mut self, tenant: &str, limit: &str, n: u64) {
+        *self.tenants.entry(tenant.to_owned()).or_default().limits.entry(limit.to_owned()).or_default() += n;
+    }
+
+    /// TOML to put at the end of a policy file; tenants and tables are sorted. Empty when nothing is needed.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        for (tenant, wanted) in &self.tenants {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            wanted.write(tenant, &mut text);
+        }
+        text
+    }
+}
+
+impl Wanted {
+    fn add(&mut self, remedy: &Remedy, n: u64) {
+        match remedy {
+            Remedy::Http { origin, method, addresses, addresses_are_known: _ } => {
+                let origin = self.http.entry(origin.clone()).or_default();
+                origin.methods.insert(method.clone());
+                origin.addresses.extend(addresses.iter().cloned());
+                origin.n_calls += n;
+            }
+            Remedy::Fs { path, dir, access } => {
+                let new = || Directory { dir: dir.clone(), access: *access, n_calls: 0 };
+                let directory = self.fs.entry(path.clone()).or_insert_with(new);
+                if *access == Access::ReadWrite {
+                    directory.access = Access::ReadWrite;
+                }
+                directory.n_calls += n;
+            }
+            Remedy::Kv => self.kv += n,
+            Remedy::Detach => self.detach += n,
+            Remedy::Workers => self.workers += n,
+        }
+    }
+
+    fn write(&self, tenant: &str, text: &mut String) {
+        let mut line = |words: std::fmt::Arguments<'_>| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{words}");
+        };
+        for ((call, label), n) in &self.never {
+            line(format_args!("# {tenant}: {n} x {}: {label}, which no rule can allow", one_line(call)));
+        }
+        for (limit, n) in &self.limits {
+            line(format_args!(
+                "# {tenant}: the limit {} was hit {n} times; see [tenant.{tenant}.limits]",
+                one_line(limit)
+            ));
+        }
+        // Origins that need the same are one rule: it allows nothing that was not asked for.
+        let mut rules: BTreeMap<(Vec<&String>, Vec<&String>), (Vec<&str>, u64)> = BTreeMap::new();
+        for (name, origin) in &self.http {
+            let key = (origin.methods.iter().collect(), origin.addresses.iter().collect());
+            let rule = rules.entry(key).or_default();
+            rule.0.push(name);
+            rule.1 += origin.n_calls;
+        }
+        for ((methods, addresses), (hosts, n)) in rules {
+            line(format_args!("[[tenant.{tenant}.allow.http]] # {n} calls"));
+            line(format_args!("hosts = [{}]", list(hosts)));
+            if !addresses.is_empty() {
+                line(format_args!("addresses = [{}]", list(addresses)));
+            }
+            line(format_args!("methods = [{}]", list(methods)));
+        }
+        for (path, Directory { dir, access, n_calls }) in &self.fs {
+            let dir = dir.clone().unwrap_or_else(|| new_dir(tenant, path));
+            line(format_args!("[[tenant.{tenant}.allow.fs]] # {n_calls} calls"));
+            line(format_args!("path = {}", quoted(path)));
+            line(format_args!("dir = {}", quoted(&dir)));
+            line(format_args!("access = {}", quoted(access.as_str())));
+        }
+        for (capability, n) in [("kv", self.kv), ("detach", self.detach), ("workers", self.workers)] {
+            if n > 0 {
+                line(format_args!("[tenant.{tenant}.allow.{capability}] # {n} calls"));
+            }
+        }
+    }
+}
+
+fn list(texts: Vec<impl AsRef<str>>) -> String {
+    texts.iter().map(|text| quoted(text.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+/// Spelled such that a comment ends with its line, whatever a script wrote.
+fn one_line(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::Policy, *};
+
+    const BASE: &str = "[tenant.a]\nscript = \"a.luau\"\n";
+
+    fn suggest(policy: &str, calls: &[(&str, Option<&str>)]) -> String {
+        let policy = Policy::parse(policy, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let mut suggestion = Suggestion::default();
+        for (call, address) in calls {
+            let address = address.map(|address| address.parse().expect("an address"));
+            suggestion.add(policy.tenant("a").expect("there"), &Call::parse(call).expect(call).at(address), 1);
+        }
+        suggestion.to_toml()
+    }
+
+    const CALLS: [(&str, Option<&str>); 12] = [
+        ("http GET https://b.example/x", None),
+        ("http GET https://a.example/x", None),
+        ("http POST https://c.example/x", None),
+        ("http GET https://c.example/y", None),
+        ("http GET https://db.internal/y", Some("10.0.0.5")),
+        ("http GET http://127.0.0.1:9/y", None),
+        ("fs list /data", None),
+        ("fs write /data/x", None),
+        ("fs read /logs/x", None),
+        ("kv set k", None),
+        ("detach", None),
+        ("workers ./w", None),
+    ];
+
+    #[test]
+    fn what_is_suggested_allows_the_calls_and_no_other() {
+        let text = suggest(BASE, &CALLS);
+        let expected = "[[tenant.a.allow.http]] # 2 calls\nhosts = [\"https://a.example\", \"https://b.example\"]\nmethods = [\"GET\"]\n\
+            [[tenant.a.allow.http]] # 1 calls\nhosts = [\"https://db.internal\"]\naddresses = [\"10.0.0.5/32\"]\nmethods = [\"GET\"]\n\
+            [[tenant.a.allow.http]] # 1 calls\nhosts = [\"http://127.0.0.1:9\"]\naddresses = [\"127.0.0.1/32\"]\nmethods = [\"GET\"]\n\
+            [[tenant.a.allow.http]] # 2 calls\nhosts = [\"https://c.example\"]\nmethods = [\"GET\", \"POST\"]\n\
+            [[tenant.a.allow.fs]] # 2 calls\npath = \"/data\"\ndir = \"a-data\"\naccess = \"read-write\"\n\
+            [[tenant.a.allow.fs]] # 1 calls\npath = \"/logs\"\ndir = \"a-logs\"\naccess = \"read\"\n\
+            [tenant.a.allow.kv] # 1 calls\n[tenant.a.allow.detach] # 1 calls\n[tenant.a.allow.workers] # 1 calls\n";
+        assert_eq!(text, expected);
+        let policy =
+            Policy::parse(&format!("{BASE}{text}"), Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let judge = |text: &str, address: Option<&str>| {
+            let address = address.map(|address| address.parse().expect("an address"));
+            Call::parse(text).expect(text).at(address).judge(policy.tenant("a").expect("there")).is_ok()
+        };
+        for (call, address) in CALLS {
+            assert!(judge(call, address), "{call}");
+        }
+        for (call, address) in [
+            ("http GET https://d.example/", None),
+            ("http POST https://a.example/x", None),
+            ("http GET http://a.example/x", None),
+            ("http GET https://a.example/x", Some("10.0.0.5")),
+            ("http GET https://db.internal/y", Some("10.0.0.6")),
+            ("http GET http://127.0.0.1:10/y", None),
+            ("fs write /logs/x", None),
+            ("fs read /other/x", None),
+        ] {
+            assert!(!judge(call, address), "{call}");
+        }
+        assert_eq!(suggest(&format!("{BASE}{text}"), &CALLS), "", "nothing is missing then");
+    }
+
+    #[test]
+    fn what_a_policy_has_is_added_to() {
+        let policy = format!(
+            "{BASE}[[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"mine\"\naccess = \"read\"\n[tenant.a.allow.kv]\n"
+        );
+        let text = suggest(&policy, &CALLS[6..10]);
+        let expected = "[[tenant.a.allow.fs]] # 1 calls\npath = \"/data\"\ndir = \"mine\"\naccess = \"read-write\"\n\
+            [[tenant.a.allow.fs]] # 1 calls\npath = \"/logs\"\ndir = \"a-logs\"\naccess = \"read\"\n";
+        assert_eq!(text, expected);
+        assert!(Policy::parse(&format!("{policy}{text}"), Path::new("p.toml")).is_ok());
+    }
+
+    #[test]
+    fn what_nothing_allows_is_a_comment_that_ends_with_its_line() {
+        let text = suggest(
+            BASE,
+            &[
+                ("http GET http://169.254.169.254/latest", None),
+                ("http GET https://a.example/", Some("169.254.169.254")),
+                ("fs read /data/../x\n[host]", None),
+            ],
+        );
+        assert!(text.lines().all(|line| line.starts_with("# a: 1 x ")) && text.lines().count() == 3, "{text}");
+    }
+}
