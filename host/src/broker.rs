@@ -10,6 +10,7 @@
 
 pub mod account;
 pub mod detach;
+pub mod egress;
 pub mod fs;
 pub mod http;
 pub mod kv;
@@ -51,7 +52,7 @@ pub struct Caller {
 /// Leave to do one operation, with its arguments.
 pub enum Permit {
     /// For [`crate::capability::http`].
-    Http(http::Permit),
+    Http(Box<http::Permit>),
     /// For [`crate::capability::fs`].
     Fs(fs::Permit),
     /// For [`crate::capability::kv`].
@@ -126,7 +127,9 @@ impl Broker {
     pub fn authorize(&self, caller: &Arc<Caller>, operation: Operation) -> Result<Permit, OperationError> {
         let subject = Subject::of(&operation);
         let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
-            Operation::Http(operation) => http::authorize(caller, operation).map(Permit::Http),
+            Operation::Http(operation) => {
+                http::authorize(caller, operation).map(|permit| Permit::Http(Box::new(permit)))
+            }
             Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
             Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
             Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),

@@ -20,8 +20,23 @@ pub struct Request {
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body. Absent and empty differ: an absent one sends no `content-length`.
     pub body: Option<serde_bytes::ByteBuf>,
-    /// Total time for this request, in milliseconds. Absent: what is left of the script's own time.
-    pub timeout_ms: Option<u64>,
+    /// How long what may take.
+    pub timeouts: Timeouts,
+    /// Whether the body is asked for compressed, and unpacked by the host.
+    pub decompress: bool,
+}
+
+/// How long the parts of an exchange may take, in milliseconds. Absent: the host's defaults.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// For resolving the name, connecting, and the TLS handshake. Default: 5 s.
+    pub connect_ms: Option<u64>,
+    /// From the request to the answer's head. Default: the total if there is one, else 10 s.
+    pub first_byte_ms: Option<u64>,
+    /// Between two pieces of the body. Default: 15 s.
+    pub between_bytes_ms: Option<u64>,
+    /// For everything, redirects included. Default: what is left of the script's own time.
+    pub total_ms: Option<u64>,
 }
 
 /// A reply to [`Operation`].

@@ -105,6 +105,23 @@ pub fn text(api: &str, name: &str, value: &Value) -> Result<String, OperationErr
     }
 }
 
+/// A time that must be more than none, in seconds as a script gives it.
+///
+/// # Errors
+/// When it is no number, NaN, or not more than 0.
+pub fn milliseconds(api: &str, name: &str, value: &Value) -> Result<u64, OperationError> {
+    let seconds = match *value {
+        Value::Integer(seconds) => seconds as f64,
+        Value::Number(seconds) => seconds,
+        ref other => return Err(mismatch(api, name, "a number of seconds", other)),
+    };
+    if seconds.is_nan() || seconds <= 0.0 {
+        return Err(OperationError::invalid(format!("{api}: {name} must be more than 0 seconds, got {seconds}")));
+    }
+    // The conversion saturates, and a timeout of a million years is as good as none.
+    Ok((seconds * 1000.0).ceil() as u64)
+}
+
 /// The error for a value of the wrong type, such as `kv.get: key must be a string, got nil`.
 pub fn mismatch(api: &str, name: &str, expected: &str, value: &Value) -> OperationError {
     OperationError::invalid(format!("{api}: {name} must be {expected}, got {}", type_name(value)))

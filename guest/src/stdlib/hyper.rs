@@ -4,10 +4,10 @@ use std::cell::RefCell;
 
 use futures::StreamExt;
 use mlua::{Lua, Table, Value};
-use neoc_abi::http::{Operation, Reply, Request, Response};
+use neoc_abi::http::{Operation, Reply, Request, Response, Timeouts};
 use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyReply};
 
-use super::arguments::{self, Arguments, mismatch};
+use super::arguments::{self, Arguments, milliseconds, mismatch};
 use super::{Answer, Body, Function, Module, headers};
 use crate::failure::Failure;
 use crate::scheduler::cancel;
@@ -114,10 +114,11 @@ fn batch(arguments: &Arguments) -> Result<Vec<Request>, Failure> {
 }
 
 fn empty(method: &str, url: String) -> Request {
-    Request { method: method.to_owned(), url, headers: Vec::new(), body: None, timeout_ms: None }
+    let (headers, timeouts) = (Vec::new(), Timeouts::default());
+    Request { method: method.to_owned(), url, headers, body: None, timeouts, decompress: false }
 }
 
-/// Reads `{headers =, timeout =}`.
+/// Reads `{headers =, timeout =, timeouts =, decompress =}`.
 fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> Result<(), Failure> {
     let Some(options) = arguments.optional_table(index, "options")? else { return Ok(()) };
     for_each_field(&arguments.api, &options, |name, value| Ok(apply_option(request, &arguments.api, name, value)?))
@@ -129,13 +130,37 @@ fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> 
             request.headers =
                 headers::from_value(value).map_err(|rule| OperationError::invalid(format!("{api}: {rule}")))?;
         }
-        "timeout" => request.timeout_ms = Some(timeout_ms(api, value)?),
+        "timeout" => request.timeouts.total_ms = Some(milliseconds(api, "timeout", value)?),
+        "timeouts" => apply_timeouts(&mut request.timeouts, api, value)?,
+        "decompress" => match value {
+            Value::Boolean(decompress) => request.decompress = *decompress,
+            other => return Err(mismatch(api, "decompress", "a boolean", other)),
+        },
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-/// Reads `{url =, method =, headers =, body =, timeout =}`.
+/// Reads `{connect =, first_byte =, between_bytes =, total =}`.
+fn apply_timeouts(timeouts: &mut Timeouts, api: &str, value: &Value) -> Result<(), OperationError> {
+    let Value::Table(table) = value else { return Err(mismatch(api, "timeouts", "a table", value)) };
+    let unreadable = |_| OperationError::invalid(format!("{api}: timeouts must be a plain table"));
+    for pair in table.pairs::<Value, Value>() {
+        let (key, value) = pair.map_err(unreadable)?;
+        let name = arguments::text(api, "the name of a timeout", &key)?;
+        let timeout = match name.as_str() {
+            "connect" => &mut timeouts.connect_ms,
+            "first_byte" => &mut timeouts.first_byte_ms,
+            "between_bytes" => &mut timeouts.between_bytes_ms,
+            "total" => &mut timeouts.total_ms,
+            _ => return Err(OperationError::invalid(format!("{api}: there is no timeout {name:.100}"))),
+        };
+        *timeout = Some(milliseconds(api, &format!("timeouts.{name}"), &value)?);
+    }
+    Ok(())
+}
+
+/// Reads `{url =, method =, body =}` and what [`apply_option`] knows.
 fn from_table(arguments: &Arguments, api: &str, table: &Table, defaults: Request) -> Result<Request, Failure> {
     let mut request = defaults;
     for_each_field(api, table, |name, value| {
@@ -176,19 +201,6 @@ fn method(api: &str, value: &Value) -> Result<String, OperationError> {
         return Err(OperationError::invalid(format!("{api}: method must be a word such as GET, got {method:.100}")));
     }
     Ok(method.to_ascii_uppercase())
-}
-
-fn timeout_ms(api: &str, value: &Value) -> Result<u64, OperationError> {
-    let seconds = match *value {
-        Value::Integer(seconds) => seconds as f64,
-        Value::Number(seconds) => seconds,
-        ref other => return Err(mismatch(api, "timeout", "a number of seconds", other)),
-    };
-    if seconds.is_nan() || seconds <= 0.0 {
-        return Err(OperationError::invalid(format!("{api}: timeout must be more than 0 seconds, got {seconds}")));
-    }
-    // The conversion saturates, and a timeout of a million years is as good as none.
-    Ok((seconds * 1000.0).ceil() as u64)
 }
 
 async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {

@@ -64,7 +64,8 @@ fn hyper_calls_become_operations() {
         url: "u".into(),
         headers: vec![],
         body: None,
-        timeout_ms: None,
+        timeouts: http::Timeouts::default(),
+        decompress: false,
     };
     let check_http = |call: &str, request: http::Request, expected: &str| {
         let operation = Operation::Http(http::Operation::Request(request));
@@ -74,15 +75,25 @@ fn hyper_calls_become_operations() {
     check_http("hyper.get('u').headers['x-url']", request("GET"), "u, again");
     let with_options = http::Request {
         headers: vec![("A".into(), b"1".to_vec()), ("b".into(), b"x".to_vec()), ("b".into(), b"y".to_vec())],
-        timeout_ms: Some(2500),
+        timeouts: http::Timeouts { total_ms: Some(2500), ..Default::default() },
         ..request("GET")
     };
     check_http("hyper.get('u', { headers = { b = { 'x', 'y' }, A = 1 }, timeout = 2.5 }).ok", with_options, "true");
     check_http("hyper.post('u').status", request("POST"), "200");
     let with_body = http::Request { body: Some(b"\xff".to_vec().into()), ..request("POST") };
     check_http(r"hyper.post('u', '\xff').status", with_body, "200");
-    let put = http::Request { body: Some(b"".to_vec().into()), timeout_ms: Some(1), ..request("PUT") };
+    let timeouts = http::Timeouts { total_ms: Some(1), ..Default::default() };
+    let put = http::Request { body: Some(b"".to_vec().into()), timeouts, ..request("PUT") };
     check_http("hyper.request({ url = 'u', method = 'put', body = '', timeout = 0.0001 }).ok", put, "true");
+    let timeouts = http::Timeouts {
+        connect_ms: Some(1000),
+        first_byte_ms: Some(2000),
+        between_bytes_ms: Some(500),
+        total_ms: Some(4000),
+    };
+    let timed = http::Request { timeouts, decompress: true, ..request("GET") };
+    let options = "{ timeouts = { connect = 1, first_byte = 2, between_bytes = 0.5, total = 4 }, decompress = true }";
+    check_http(&format!("hyper.get('u', {options}).ok"), timed, "true");
 }
 
 #[test]
@@ -99,6 +110,13 @@ fn wrong_arguments_are_refused_by_name() {
         ("hyper.get('u', { header = {} })", "hyper.get: there is no option header"),
         ("hyper.get('u', { timeout = 0/0 })", "hyper.get: timeout must be more than 0 seconds, got NaN"),
         ("hyper.get('u', { timeout = 'x' })", "hyper.get: timeout must be a number of seconds, got string"),
+        ("hyper.get('u', { timeouts = 5 })", "hyper.get: timeouts must be a table, got number"),
+        ("hyper.get('u', { timeouts = { read = 5 } })", "hyper.get: there is no timeout read"),
+        (
+            "hyper.get('u', { timeouts = { connect = 0 } })",
+            "hyper.get: timeouts.connect must be more than 0 seconds, got 0",
+        ),
+        ("hyper.get('u', { decompress = 'gzip' })", "hyper.get: decompress must be a boolean, got string"),
         ("hyper.post('u', {})", "hyper.post: body must be a string, got table"),
         ("hyper.request('u')", "hyper.request: request must be a table, got string"),
         ("hyper.request({})", "hyper.request: url must be a string, got nil"),

@@ -1,20 +1,15 @@
-//! Permits for `vnd:hyper`: for a request, for each address it may connect to, for each redirect.
+//! Permits for `vnd:hyper`: for a request, and for each redirect.
 
-use std::{
-    hash::{Hash, Hasher},
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{ErrorKind, OperationError, http::Operation};
 use url::Url;
 
-use super::{Broker, Caller, Connections, Refused, Traffic, subject::Subject};
+use super::{Broker, Caller, Connections, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
-        Tenant,
         http::{self as policy, TargetError, parse_redirect, parse_target},
         shown_bytes,
     },
@@ -22,6 +17,18 @@ use crate::{
 
 /// Most headers that a script may send.
 const MAX_HEADERS: usize = 64;
+
+/// Longest wait for a connection, resolving and TLS included, unless the script says otherwise.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for the head of an answer, unless the script says otherwise.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest pause within a body, unless the script says otherwise.
+const BETWEEN_BYTES_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest time that a script can ask for. No request lives as long.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Headers that decide where a message ends or who sent it. They are the host's alone.
 const HOST_HEADERS: [&str; 12] = [
@@ -56,20 +63,23 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body.
     pub body: Option<bytes::Bytes>,
-    /// Total time, in milliseconds.
-    pub timeout_ms: Option<u64>,
+    /// How long what may take.
+    pub timeouts: Timeouts,
+    /// Whether the body is asked for compressed, and unpacked.
+    pub decompress: bool,
 }
 
-/// What a connection may reach: the addresses that these rules of this tenant allow.
-#[derive(Clone)]
-pub struct Reach {
-    tenant: Arc<Tenant>,
-    rules: policy::HttpMatch,
-}
-
-/// Leave to connect to one address.
-pub struct AddressPermit {
-    address: SocketAddr,
+/// How long each part of an exchange may take, redirects included in the total alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For resolving, connecting and the TLS handshake.
+    pub connect: Duration,
+    /// From the request to the answer's head.
+    pub first_byte: Duration,
+    /// Between two pieces of the body.
+    pub between_bytes: Duration,
+    /// For everything. Absent: what is left of the script's own time.
+    pub total: Option<Duration>,
 }
 
 impl Permit {
@@ -90,10 +100,9 @@ impl Permit {
         }
     }
 
-    /// What its connections may reach. Pooled connections are kept apart by it, because a connection
-    /// out of the pool skips the checks of connecting.
-    pub fn reach(&self) -> Reach {
-        Reach { tenant: Arc::clone(&self.caller.tenant), rules: self.rules.clone() }
+    /// Where it connects. None for a URL without a host, which no rule allows.
+    pub fn destination(&self) -> Option<Destination> {
+        Destination::of_url(&self.caller.tenant, &self.url, &self.rules)
     }
 
     /// The tenant's slots for outbound connections.
@@ -112,17 +121,27 @@ impl Permit {
     }
 }
 
-impl AddressPermit {
-    /// Where to connect.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+// === impl Timeouts ===
+
+impl From<neoc_abi::http::Timeouts> for Timeouts {
+    fn from(asked: neoc_abi::http::Timeouts) -> Self {
+        let neoc_abi::http::Timeouts { connect_ms, first_byte_ms, between_bytes_ms, total_ms } = asked;
+        let [connect, first_byte, between_bytes, total] = [connect_ms, first_byte_ms, between_bytes_ms, total_ms]
+            .map(|ms| ms.map(|ms| Duration::from_millis(ms).min(MAX_TIMEOUT)));
+        Self {
+            connect: connect.unwrap_or(CONNECT_TIMEOUT),
+            // Who gives an exchange 30 s means to wait so long for its first byte.
+            first_byte: first_byte.or(total).unwrap_or(FIRST_BYTE_TIMEOUT),
+            between_bytes: between_bytes.unwrap_or(BETWEEN_BYTES_TIMEOUT),
+            total,
+        }
     }
 }
 
 /// Decides: the URL's form, the rules, headers and body, then the counts of outbound requests and bytes.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
     let Operation::Request(request) = operation;
-    let neoc_abi::http::Request { method, url, headers, body, timeout_ms } = request;
+    let neoc_abi::http::Request { method, url, headers, body, timeouts, decompress } = request;
     let method = Method::from_bytes(method.as_bytes())
         .ok()
         .filter(|method| method != Method::CONNECT)
@@ -130,7 +149,8 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
     let url = parse_target(&url).map_err(|error| refused_target(caller, error))?;
     let headers = checked_headers(headers)?;
     let body = body.map(|body| bytes::Bytes::from(body.into_vec()));
-    decide(caller, Request { method, headers, body, timeout_ms }, url)
+    let timeouts = Timeouts::from(timeouts);
+    decide(caller, Request { method, headers, body, timeouts, decompress }, url)
 }
 
 /// The decision that a first request and a redirect share.
@@ -153,7 +173,7 @@ fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
 
 /// What a request takes on the wire: its method and URL, its headers with their separators, its body.
 fn wire_bytes(request: &Request, url: &Url) -> usize {
-    let Request { method, headers, body, timeout_ms: _ } = request;
+    let Request { method, headers, body, timeouts: _, decompress: _ } = request;
     let line = method.as_str().len() + url.as_str().len();
     line + headers_bytes(headers) + body.as_ref().map_or(0, bytes::Bytes::len)
 }
@@ -186,7 +206,8 @@ impl Broker {
         self.audit(caller, &subject, decided)
     }
 
-    /// Records that a request could not be sent, because [`Reach::permit`] refused its address.
+    /// Records that a request could not be sent, because [`Destination::permit`] refused its
+    /// address.
     /// Gives what the script gets.
     pub fn refuse_address(&self, permit: &Permit, address: IpAddr) -> OperationError {
         let Permit { caller, rules, url, request } = permit;
@@ -197,32 +218,6 @@ impl Broker {
             // Only when the policy were to contradict itself; then nothing was sent either.
             Ok(()) => OperationError::io(format!("hyper: {url}: the connection failed")),
         }
-    }
-}
-
-// === impl Reach ===
-
-impl Reach {
-    /// Permits a connection to one address, or not.
-    pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
-        let allowed = policy::allows_address(&self.tenant.allow.http, &self.rules, address.ip());
-        allowed.then_some(AddressPermit { address })
-    }
-}
-
-impl PartialEq for Reach {
-    fn eq(&self, other: &Self) -> bool {
-        // The same tenant of another policy may have other rules under the same numbers.
-        Arc::ptr_eq(&self.tenant, &other.tenant) && self.rules == other.rules
-    }
-}
-
-impl Eq for Reach {}
-
-impl Hash for Reach {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.tenant).hash(state);
-        self.rules.hash(state);
     }
 }
 

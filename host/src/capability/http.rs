@@ -2,65 +2,53 @@
 //!
 //! Nothing from the environment counts: no proxy variables, no cookie store, no `Alt-Svc`.
 
-mod connector;
+mod body;
+mod connection;
+mod head;
+mod pool;
 
-use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper_util::{
-    client::legacy::{self, Client as PooledClient},
-    rt::{TokioExecutor, TokioTimer},
-};
 use neoc_abi::{
     OperationError,
     http::{Reply, Response},
 };
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
-use url::Url;
+use url::{Position, Url};
 
-use self::connector::{ConnectError, Connector};
-use crate::{
-    broker::{
-        Broker, Connection,
-        http::{Permit, Reach, Request, headers_bytes},
-    },
-    limits::{Exceeded, Owner},
-    policy::shown_bytes,
+use self::{
+    body::{BodyError, BodyReader},
+    connection::Connection,
+    pool::Pool,
+};
+use super::{
+    connect::{ConnectError, Connector, tls::Protocol},
+    per_tenant::PerTenant,
+};
+use crate::broker::{
+    self, Broker,
+    egress::Destination,
+    http::{Permit, Request, headers_bytes},
 };
 
 /// Most redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
 
-/// Longest wait for an upstream's headers, connecting included, when the script names no timeout.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest time that a script can ask for. No request lives as long.
-const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Longest pause within a body.
-const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Longest time that an idle connection is kept for the next request.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-
-type Pool = PooledClient<Connector, Full<Bytes>>;
-
-/// The connection pools of all tenants.
+/// Sends the requests of all tenants.
 pub struct Client {
     broker: Arc<Broker>,
-    /// One pool per tenant and set of rules: an idle connection was judged by those rules alone.
-    /// Both come from the policy, so the map is bounded.
-    pools: Mutex<HashMap<Reach, Pool>>,
+    connector: Arc<Connector>,
+    pools: PerTenant<Pool>,
 }
 
 impl Client {
-    /// A client that asks `broker` about each address and each redirect.
-    pub fn new(broker: Arc<Broker>) -> Self {
-        Self { broker, pools: Mutex::default() }
+    /// A client that asks `broker` about each redirect, and connects by `connector`.
+    pub fn new(broker: Arc<Broker>, connector: Arc<Connector>) -> Self {
+        Self { broker, connector, pools: PerTenant::default() }
     }
 
     /// Sends a request and follows it to its last redirect.
@@ -68,36 +56,30 @@ impl Client {
     /// # Errors
     /// Of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
     pub async fn perform(&self, permit: Permit) -> Result<Reply, OperationError> {
-        let Some(timeout_ms) = permit.request().timeout_ms else {
-            let line_until = Instant::now() + HEADER_TIMEOUT;
-            return self.follow(permit, HEADER_TIMEOUT, line_until).await.map(Reply::Response);
+        let timeouts = permit.request().timeouts;
+        let deadline = Instant::now() + timeouts.first_byte;
+        let Some(total) = timeouts.total else {
+            return self.follow(permit, deadline).await.map(Reply::Response);
         };
-        let (total, url) = (Duration::from_millis(timeout_ms).min(MAX_TIMEOUT), permit.url().clone());
-        let deadline = Instant::now() + total;
+        let url = permit.url().clone();
         // Who is still in line at the deadline hears of the line: what is within is asked first.
-        match timeout_at(deadline, self.follow(permit, total, deadline)).await {
+        match timeout(total, self.follow(permit, deadline)).await {
             Ok(result) => result.map(Reply::Response),
-            Err(_) => Err(timed_out(&url, "it was not done", total)),
+            Err(_) => Err(timed_out(&url, "total", "it was not done", total)),
         }
     }
 
-    async fn follow(
-        &self,
-        mut permit: Permit,
-        header_timeout: Duration,
-        line_until: Instant,
-    ) -> Result<Response, OperationError> {
+    async fn follow(&self, mut permit: Permit, line_until: Instant) -> Result<Response, OperationError> {
         for _ in 0..=MAX_REDIRECTS {
             // Held until the body is read: it stands for the connection.
-            let _connection = connection(&permit, line_until).await?;
-            let response = self.send(&permit, header_timeout).await?;
-            permit.traffic().receive(headers_bytes(response.headers())).map_err(|over| over.at("hyper"))?;
-            let Some(location) = redirect_target(&response) else {
-                return read(response, &permit).await;
+            let _slot = slot(&permit, line_until).await?;
+            let response = match self.exchange(&permit).await? {
+                Answer::Whole(response) => return Ok(response),
+                Answer::Redirect(redirect) => redirect,
             };
-            let next = next_request(permit.request().clone(), response.status());
+            let next = next_request(permit.request().clone(), response.status);
             let from = permit.url().origin();
-            let mut redirected = self.broker.authorize_redirect(&permit, next, &location)?;
+            let mut redirected = self.broker.authorize_redirect(&permit, next, &response.location)?;
             if redirected.url().origin() != from {
                 redirected.drop_credentials();
             }
@@ -106,44 +88,61 @@ impl Client {
         Err(OperationError::io(format!("hyper: {}: more than {MAX_REDIRECTS} redirects", permit.url())))
     }
 
-    async fn send(
-        &self,
-        permit: &Permit,
-        header_timeout: Duration,
-    ) -> Result<http::Response<Incoming>, OperationError> {
+    /// Sends one request and reads its answer, but not the body of a redirect.
+    async fn exchange(&self, permit: &Permit) -> Result<Answer, OperationError> {
         let url = permit.url();
-        let request = build(url, permit.request())?;
-        let pool = self.pool(permit);
-        match timeout(header_timeout, pool.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(match connect_error(&error) {
-                Some(ConnectError::AddressRefused(address)) => self.broker.refuse_address(permit, *address),
-                Some(ConnectError::Failed(error)) => error.clone(),
-                None => explain(url, &error),
-            }),
-            Err(_) => Err(timed_out(url, "no answer came", header_timeout)),
+        let (wire, timeouts) = (build(url, permit.request())?, permit.request().timeouts);
+        let destination = permit.destination().ok_or_else(|| cannot_be_requested(url))?;
+        let pool = self.pools.of(destination.tenant(), Pool::default);
+        let mut connection = match pool.take(destination.endpoint()).await {
+            Some(connection) => connection,
+            None => self.connect(permit, &destination, timeouts.connect).await?,
+        };
+        let response = match timeout(timeouts.first_byte, connection.send(wire)).await {
+            Ok(answer) => answer.map_err(|error| explain(url, &*error))?,
+            Err(_) => return Err(timed_out(url, "first_byte", "no answer came", timeouts.first_byte)),
+        };
+        permit.traffic().receive(headers_bytes(response.headers())).map_err(|over| over.at("hyper"))?;
+        if let Some(location) = redirect_target(&response) {
+            // Its body is nobody's business; unread, it ends the connection.
+            let (status, has_body) = (response.status(), !response.body().is_end_stream());
+            drop(response);
+            if !has_body {
+                keep(&pool, &destination, connection).await;
+            }
+            return Ok(Answer::Redirect(Redirect { status, location }));
         }
+        let response = read(response, &mut connection, permit).await?;
+        keep(&pool, &destination, connection).await;
+        Ok(Answer::Whole(response))
     }
 
-    fn pool(&self, permit: &Permit) -> Pool {
-        let mut pools = self.pools.lock();
-        let pool = pools.entry(permit.reach()).or_insert_with(|| {
-            legacy::Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-                .pool_max_idle_per_host(8)
-                // A request that may have reached the upstream is the script's to repeat.
-                .retry_canceled_requests(false)
-                .http1_max_buf_size(64 * 1024)
-                .http1_max_headers(64)
-                .build(connector::new(permit.reach()))
-        });
-        pool.clone()
+    async fn connect(
+        &self,
+        permit: &Permit,
+        destination: &Destination,
+        within: Duration,
+    ) -> Result<Connection, OperationError> {
+        let url = permit.url();
+        let stream = self.connector.connect(destination, Protocol::Http, within).await;
+        let stream = stream.map_err(|error| match error {
+            ConnectError::AddressRefused(address) => self.broker.refuse_address(permit, address),
+            ConnectError::Failed(kind, what) => OperationError::new(kind, format!("hyper: {url}: {what}")),
+            ConnectError::TimedOut(what) => timed_out(url, "connect", what, within),
+        })?;
+        Connection::new(stream).await.map_err(|error| explain(url, &*error))
+    }
+}
+
+/// Keeps a connection for the next request, if nothing is left unread on it and neither side wants to end it.
+async fn keep(pool: &Pool, destination: &Destination, mut connection: Connection) {
+    if connection.is_reusable().await {
+        pool.put(destination.endpoint().clone(), connection);
     }
 }
 
 /// A slot for a connection, if there is one in time.
-async fn connection(permit: &Permit, line_until: Instant) -> Result<Connection, OperationError> {
+async fn slot(permit: &Permit, line_until: Instant) -> Result<broker::Connection, OperationError> {
     let connections = permit.connections();
     match timeout_at(line_until, connections.take()).await {
         Ok(taken) => taken,
@@ -151,17 +150,35 @@ async fn connection(permit: &Permit, line_until: Instant) -> Result<Connection, 
     }
 }
 
+/// What an exchange brought.
+enum Answer {
+    Whole(Response),
+    Redirect(Redirect),
+}
+
+struct Redirect {
+    status: StatusCode,
+    location: String,
+}
+
 /// The wire form of a request. Its framing is hyper's, from the body alone.
 fn build(url: &Url, request: &Request) -> Result<http::Request<Full<Bytes>>, OperationError> {
-    let Request { method, headers, body, timeout_ms: _ } = request;
-    let invalid = |_| OperationError::invalid(format!("hyper: {url}: not a URL that can be requested"));
-    let uri = Uri::try_from(&url[..url::Position::AfterQuery]).map_err(invalid)?;
+    let Request { method, headers, body, timeouts: _, decompress } = request;
     let mut wire = http::Request::new(Full::new(body.clone().unwrap_or_default()));
     *wire.method_mut() = method.clone();
-    *wire.uri_mut() = uri;
+    *wire.uri_mut() = url[Position::BeforePath..Position::AfterQuery].parse().map_err(|_| cannot_be_requested(url))?;
     *wire.headers_mut() = headers.clone();
+    let host = &url[Position::BeforeHost..Position::AfterPort];
+    let host = HeaderValue::from_str(host).map_err(|_| cannot_be_requested(url))?;
+    wire.headers_mut().insert(header::HOST, host);
     wire.headers_mut().entry(header::USER_AGENT).or_insert(HeaderValue::from_static("neoc"));
+    let encoding = HeaderValue::from_static(if *decompress { "gzip" } else { "identity" });
+    wire.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(encoding);
     Ok(wire)
+}
+
+fn cannot_be_requested(url: &Url) -> OperationError {
+    OperationError::invalid(format!("hyper: {url}: not a URL that can be requested"))
 }
 
 /// Where a response sends the client, if it does.
@@ -196,50 +213,46 @@ fn next_request(mut request: Request, status: StatusCode) -> Request {
     request
 }
 
-async fn read(response: http::Response<Incoming>, permit: &Permit) -> Result<Response, OperationError> {
-    let (url, most) = (permit.url(), permit.response_body_bytes());
-    let (parts, mut body) = response.into_parts();
+async fn read(
+    response: http::Response<Incoming>,
+    connection: &mut Connection,
+    permit: &Permit,
+) -> Result<Response, OperationError> {
+    let (url, request, most) = (permit.url(), permit.request(), permit.response_body_bytes());
+    let failed = |error: BodyError| error.into_error(&format!("hyper: {url}"), most);
+    let (mut parts, mut body) = response.into_parts();
     if body.size_hint().lower() > most {
-        return Err(too_large(url, most));
+        return Err(failed(BodyError::TooLarge));
     }
-    let mut content = BytesMut::new();
+    let mut content = BodyReader::new(&mut parts.headers, request.decompress, most).map_err(failed)?;
+    let between = request.timeouts.between_bytes;
     loop {
-        let frame = timeout_at(Instant::now() + BODY_IDLE_TIMEOUT, body.frame())
+        let frame = timeout(between, connection.drive(body.frame()))
             .await
-            .map_err(|_| timed_out(url, "the body stalled", BODY_IDLE_TIMEOUT))?;
+            .map_err(|_| timed_out(url, "between_bytes", "the body stalled and nothing came", between))?;
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| explain(url, &error))?;
         let Ok(data) = frame.into_data() else { continue };
         permit.traffic().receive(data.len()).map_err(|over| over.at("hyper"))?;
-        if u64::try_from(content.len() + data.len()).map_or(true, |bytes| bytes > most) {
-            return Err(too_large(url, most));
-        }
-        content.extend_from_slice(&data);
+        content.push(&data).map_err(failed)?;
     }
-    Ok(Response { status: parts.status.as_u16(), headers: in_order(&parts.headers), body: content.into() })
+    let body = content.finish().map_err(failed)?;
+    Ok(Response { status: parts.status.as_u16(), headers: in_order(&parts.headers), body })
 }
 
 fn in_order(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
     headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
 }
 
-fn too_large(url: &Url, most_bytes: u64) -> OperationError {
-    let exceeded = Exceeded::new(Owner::Request, "response_body", shown_bytes(most_bytes));
-    exceeded.at(&format!("hyper: {url}"))
-}
-
-fn timed_out(url: &Url, what: &str, after: Duration) -> OperationError {
-    OperationError::timeout(format!("hyper: {url}: {what} within {} ms", after.as_millis()))
+/// The error of the timeout with this name.
+fn timed_out(url: &Url, name: &str, what: &str, after: Duration) -> OperationError {
+    let message = format!("hyper: {url}: {what} within {} ms (timeout: {name})", after.as_millis());
+    OperationError { limit: Some(name.to_owned()), ..OperationError::timeout(message) }
 }
 
 /// The errors behind an error, itself first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
-}
-
-/// Our connector's own error, if that is what failed.
-fn connect_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a ConnectError> {
-    causes(error).find_map(|error| error.downcast_ref())
 }
 
 /// What a script may know of a failure: the URL it asked for and the class, no address.
@@ -255,7 +268,8 @@ fn explain(url: &Url, error: &(dyn Error + 'static)) -> OperationError {
         match error.downcast_ref::<std::io::Error>()?.kind() {
             std::io::ErrorKind::ConnectionReset => Some("connection reset"),
             std::io::ErrorKind::UnexpectedEof => Some("the connection ended early"),
-            std::io::ErrorKind::InvalidData => Some("the TLS handshake failed"),
+            // What our own look at the head, or TLS, did not like.
+            std::io::ErrorKind::InvalidData => Some("the answer is not valid HTTP"),
             _ => None,
         }
     });
@@ -267,7 +281,14 @@ mod tests {
     use super::*;
 
     fn request(method: Method) -> Request {
-        Request { method, headers: HeaderMap::new(), body: Some(Bytes::from_static(b"x")), timeout_ms: None }
+        let body = Some(Bytes::from_static(b"x"));
+        Request {
+            method,
+            headers: HeaderMap::new(),
+            body,
+            timeouts: neoc_abi::http::Timeouts::default().into(),
+            decompress: false,
+        }
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Doing it: one file per capability. Each effect takes the broker's permit by value.
 
+pub mod connect;
 pub mod detach;
 pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+mod per_tenant;
 pub mod time;
 pub mod workers;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use neoc_abi::{Outcome, Reply};
 
@@ -57,7 +59,7 @@ impl Capabilities {
     pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
         let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
         Ok(Self {
-            http: http::Client::new(broker),
+            http: http::Client::new(broker, connector(&[])),
             fs: fs::Directories::open(&host.data_dir, tenants, None)?,
             kv: any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
         })
@@ -76,13 +78,17 @@ impl Capabilities {
             None => any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
         };
         let fs = fs::Directories::open(&host.data_dir, tenants, Some(&self.fs))?;
-        Ok(Self { http: http::Client::new(broker), fs, kv })
+        Ok(Self { http: http::Client::new(broker, connector(&[])), fs, kv })
     }
 
     /// For a script that runs without a policy: there is nothing to open.
     pub fn none(broker: Arc<Broker>) -> Self {
-        Self { http: http::Client::new(broker), fs: fs::Directories::none(), kv: None }
+        Self { http: http::Client::new(broker, connector(&[])), fs: fs::Directories::none(), kv: None }
     }
+}
+
+fn connector(name_servers: &[SocketAddr]) -> Arc<connect::Connector> {
+    Arc::new(connect::Connector::new(name_servers))
 }
 
 /// Does what takes no time. Gives back the permit of anything else.
@@ -108,7 +114,7 @@ pub async fn perform(
     permit: Permit,
 ) -> Outcome {
     match permit {
-        Permit::Http(permit) => capabilities.http.perform(permit).await.map(Reply::Http),
+        Permit::Http(permit) => capabilities.http.perform(*permit).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_deref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),

@@ -1,0 +1,83 @@
+//! Where a permitted call may connect. The connector asks about each address on its own, and nothing
+//! connects without the permit for that address.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use url::{Host, Url};
+
+use crate::policy::{Tenant, http as policy};
+
+/// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
+#[derive(Clone)]
+pub struct Destination {
+    tenant: Arc<Tenant>,
+    endpoint: Endpoint,
+}
+
+/// What connections are told apart by, within a tenant: one that was opened under a rule that names
+/// `10.0.0.0/8` must not serve a call that only matched a rule without.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    host: Host<String>,
+    port: u16,
+    tls: bool,
+    rules: policy::HttpMatch,
+}
+
+/// Leave to connect to one address.
+pub struct AddressPermit {
+    address: SocketAddr,
+}
+
+// === impl Destination ===
+
+impl Destination {
+    /// Where a URL leads that `rules` of the tenant allow. None for a URL without a host, which no rule allows.
+    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &policy::HttpMatch) -> Option<Self> {
+        let endpoint = Endpoint {
+            host: url.host()?.to_owned(),
+            port: url.port_or_known_default()?,
+            tls: url.scheme() == "https",
+            rules: rules.clone(),
+        };
+        Some(Self { tenant: Arc::clone(tenant), endpoint })
+    }
+
+    /// Whose call it is.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// What its connections may be used for again.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The host, in its canonical form.
+    pub fn host(&self) -> &Host<String> {
+        &self.endpoint.host
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.endpoint.port
+    }
+
+    /// Whether TLS is spoken, with the host's name.
+    pub fn is_tls(&self) -> bool {
+        self.endpoint.tls
+    }
+
+    /// Permits a connection to one address, or not.
+    pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
+        let allowed = policy::allows_address(&self.tenant.allow.http, &self.endpoint.rules, address.ip());
+        allowed.then_some(AddressPermit { address })
+    }
+}
+
+impl AddressPermit {
+    /// Where to connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

@@ -1,0 +1,98 @@
+//! One connection to an upstream: an exchange at a time, nothing left running when it is dropped.
+//!
+//! Nobody polls a connection but whoever uses it, so dropping the use closes the socket at once.
+
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+
+use super::head::{Checked, Head};
+use crate::capability::connect::Stream;
+
+type Driver = http1::Connection<TokioIo<Checked<Stream>>, Full<Bytes>>;
+
+/// A connection on which nothing is under way, or one exchange.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// None once it has ended.
+    driver: Option<Driver>,
+    failure: Option<Arc<hyper::Error>>,
+    head: Head,
+}
+
+/// Why an exchange failed. Shared, because the request's future and the connection may both fail.
+pub type Failure = Arc<hyper::Error>;
+
+// === impl Connection ===
+
+impl Connection {
+    /// Speaks HTTP/1.1 on a fresh stream.
+    ///
+    /// # Errors
+    /// None in practice: nothing is sent yet.
+    pub async fn new(stream: Stream) -> Result<Self, Failure> {
+        let (stream, head) = Checked::new(stream);
+        let (sender, driver) =
+            http1::Builder::new().max_buf_size(64 * 1024).max_headers(64).handshake(TokioIo::new(stream)).await?;
+        Ok(Self { sender, driver: Some(driver), failure: None, head })
+    }
+
+    /// Sends a request; gives the head of the answer.
+    ///
+    /// # Errors
+    /// What hyper says.
+    pub async fn send(&mut self, request: http::Request<Full<Bytes>>) -> Result<http::Response<Incoming>, Failure> {
+        self.head.expect();
+        let answer = self.sender.send_request(request);
+        let answer = self.drive(answer).await;
+        // The connection knows more of why than the request does.
+        answer.map_err(|error| self.failure.take().unwrap_or_else(|| Arc::new(error)))
+    }
+
+    /// Waits for a future of this connection's, and does the connection's work meanwhile.
+    pub async fn drive<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = std::pin::pin!(future);
+        poll_fn(|context| {
+            self.poll_driver(context);
+            match future.as_mut().poll(context) {
+                Poll::Ready(value) => Poll::Ready(value),
+                Poll::Pending => {
+                    // What the future asked for may be there already.
+                    self.poll_driver(context);
+                    future.as_mut().poll(context)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether it can serve another request. To be asked when an answer was read to its end.
+    pub async fn is_reusable(&mut self) -> bool {
+        // Once around, so that hyper sees bytes that nobody asked for, and an end.
+        self.drive(std::future::ready(())).await;
+        self.driver.is_some() && self.sender.is_ready()
+    }
+
+    /// Waits for the other end to close it, or to send what nobody asked for.
+    pub async fn ended(&mut self) {
+        poll_fn(|context| {
+            self.poll_driver(context);
+            if self.driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn poll_driver(&mut self, context: &mut std::task::Context<'_>) {
+        let Some(driver) = &mut self.driver else { return };
+        if let Poll::Ready(ended) = Pin::new(driver).poll(context) {
+            self.driver = None;
+            self.failure = ended.err().map(Arc::new);
+        }
+    }
+}
