@@ -13,7 +13,7 @@ use std::{
 use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
-    policy::{self, Preemption, workers::Grant},
+    policy::{self, Place, Preemption, workers::Grant},
     runtime::{CpuBudget, Effects, Failure, GUEST, Job, Runtime, Settings, Share, Source},
     script_log::{Quota, ScriptLog},
 };
@@ -425,7 +425,8 @@ impl Sandbox {
         };
         let runtime = Arc::new(Runtime::start(&settings, io.handle()).unwrap());
         let mut tenant = policy::Tenant::without_grants("test", Path::new("test.luau"));
-        tenant.allow.workers = Some(Grant { count: NonZeroU32::new(4).unwrap(), line: 1 });
+        tenant.allow.workers =
+            Some(Grant { count: NonZeroU32::new(4).unwrap(), place: Place::new(Path::new("p.toml"), 1) });
         Self { io, runtime, tenant: Arc::new(tenant), folder: tempfile::tempdir().unwrap() }
     }
 

@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use neoc_abi::fs::Operation;
 
-use super::{Caller, Refused};
-use crate::policy::fs;
+use super::{Caller, Decided};
+use crate::policy::{Place, fs};
 
 /// Leave to do one operation at one place below a granted directory.
 pub struct Permit {
@@ -33,9 +33,16 @@ impl Permit {
 }
 
 /// Decides by the longest grant that covers the path.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
-    let located = fs::decide(&caller.tenant.allow.fs, operation.path(), operation.writes())
-        .map_err(|refusal| caller.refuse(refusal))?;
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
+    let (grants, path, writes) = (&caller.tenant.allow.fs, operation.path(), operation.writes());
+    let (basis, located) = match fs::decide(grants, path, writes) {
+        Ok(located) => (caller.basis(Ok(located.grant.place.clone()))?, located),
+        // In report mode too there are no directories but the granted ones: outside of them a call is refused.
+        Err(refusal) => match fs::locate(grants, path, writes) {
+            Some(located) => (caller.basis(Err::<Place, _>(refusal))?, located),
+            None => return Err(caller.refuse(refusal)),
+        },
+    };
     let (grant_index, relative) = (located.grant_index, located.relative);
-    Ok(Permit { caller: Arc::clone(caller), grant_index, relative, operation })
+    Ok((Permit { caller: Arc::clone(caller), grant_index, relative, operation }, basis))
 }

@@ -4,20 +4,15 @@ mod check;
 mod host;
 mod logging;
 mod policy;
+mod policy_files;
 mod reload;
 mod run;
 
-use std::{
-    env,
-    error::Error,
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{env, error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::policy::Policy;
+use policy_files::load_policy;
 
 /// Runs untrusted Luau scripts in a sandbox, each allowed only what its policy says.
 #[derive(Debug, Parser)]
@@ -65,13 +60,6 @@ fn report(error: &dyn Error) {
         eprintln!("  because {error}");
         cause = error.source();
     }
-}
-
-/// Reads and parses a policy file.
-fn load_policy(file: &Path) -> std::result::Result<Policy, Box<dyn Error>> {
-    let source =
-        fs::read_to_string(file).map_err(|error| format!("cannot read the policy {}: {error}", file.display()))?;
-    Ok(Policy::parse(&source, file)?)
 }
 
 /// Where compiled images are kept when the policy does not say.

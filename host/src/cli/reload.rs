@@ -16,7 +16,7 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::load_policy;
+use super::policy_files::{Names, load_policy};
 use crate::server::Service;
 
 /// Between two looks at the files.
@@ -33,6 +33,7 @@ struct Marks(Vec<(PathBuf, Mark)>);
 pub struct Follower {
     file: PathBuf,
     hang_up: Signal,
+    names: Names,
     /// Of what was loaded last, or could not be loaded.
     seen: Marks,
 }
@@ -44,7 +45,9 @@ impl Follower {
     /// When no handler for SIGHUP can be installed.
     pub fn new(file: &Path) -> std::io::Result<Self> {
         let hang_up = signal(SignalKind::hangup())?;
-        Ok(Self { file: file.to_owned(), hang_up, seen: Marks::of(&[file.to_owned()]) })
+        let names = Names::read(file);
+        let seen = Marks::of(&names.files());
+        Ok(Self { file: file.to_owned(), hang_up, names, seen })
     }
 
     /// Reloads whenever there is a reason to. Never ends.
@@ -55,16 +58,25 @@ impl Follower {
                 _ = self.hang_up.recv() => true,
                 () = tokio::time::sleep(PERIOD) => false,
             };
-            let files = self.files();
-            let Ok(now) = tokio::task::spawn_blocking(move || Marks::of(&files)).await else { continue };
-            let settled = now == before;
-            before.clone_from(&now);
             if asked {
                 service.reopen_audit();
             }
+            let names = self.names.clone();
+            let Ok(now) = tokio::task::spawn_blocking(move || Marks::of(&names.files())).await else { continue };
+            let settled = now == before;
+            before.clone_from(&now);
             if asked || (settled && now != self.seen) {
                 // A file that cannot be loaded is not tried again until it changes, or SIGHUP asks for it.
-                self.seen = now;
+                let file = self.file.clone();
+                let look = move || {
+                    let names = Names::read(&file);
+                    let marks = Marks::of(&names.files());
+                    (names, marks)
+                };
+                // The main file may include others than before; they are to be seen before they are read.
+                let Ok(seen) = tokio::task::spawn_blocking(look).await else { continue };
+                (self.names, self.seen) = seen;
+                before.clone_from(&self.seen);
                 let (file, service) = (self.file.clone(), Arc::clone(&service));
                 let io = tokio::runtime::Handle::current();
                 // Reads files and opens directories: not on a thread that serves requests.
@@ -74,10 +86,6 @@ impl Follower {
                 }
             }
         }
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        self.seen.0.iter().map(|(file, _)| file.clone()).collect()
     }
 }
 

@@ -10,16 +10,10 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
-    Reason, Refusal, Tenant, detach, fs, http,
+    Place, Reason, Refusal, Tenant, detach, fs, http,
     http::{TargetError, parse_target},
     kv, workers,
 };
-
-/// TEMPORARY
-pub type Place = String;
-fn tp(l: u32) -> String {
-    format!("p.toml:{l}")
-}
 
 /// A call.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,11 +143,13 @@ impl Call {
         let rule = match self {
             Self::Http { method, url, address } => return judge_http(tenant, method, url, *address),
             Self::Fs { action, path } => {
-                fs::decide(&allow.fs, path, action.writes()).map(|located| tp(located.grant.line))
+                fs::decide(&allow.fs, path, action.writes()).map(|located| located.grant.place.clone())
             }
-            Self::Kv { action: _, key } => kv::decide(allow.kv.as_ref(), key).map(|grant| tp(grant.line)),
-            Self::Workers { module } => workers::decide(allow.workers.as_ref(), module).map(|grant| tp(grant.line)),
-            Self::Detach => detach::decide(allow.detach.as_ref()).map(|grant| tp(grant.line)),
+            Self::Kv { action: _, key } => kv::decide(allow.kv.as_ref(), key).map(|grant| grant.place.clone()),
+            Self::Workers { module } => {
+                workers::decide(allow.workers.as_ref(), module).map(|grant| grant.place.clone())
+            }
+            Self::Detach => detach::decide(allow.detach.as_ref()).map(|grant| grant.place.clone()),
         };
         rule.map(|rule| Allowed { rule, is_address_open: false }).map_err(refused)
     }
@@ -175,7 +171,7 @@ fn judge_http(tenant: &Tenant, method: &str, url: &str, address: Option<IpAddr>)
         // The decision before allowed it, so there is a rule.
         NotAllowed::Refused(Refusal::new(http::CAPABILITY, url.as_str(), Reason::NotGranted))
     })?;
-    Ok(Allowed { rule: tp(rule.line), is_address_open: known.is_empty() })
+    Ok(Allowed { rule: rule.place.clone(), is_address_open: known.is_empty() })
 }
 
 /// The first word, and what follows the white space behind it.

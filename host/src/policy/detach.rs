@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, ops::Range, time::Duration};
 
 use super::{
+    Place,
     error::{Broken, Errors, child},
     fix::Remedy,
     raw::DetachToml,
@@ -13,9 +14,9 @@ use super::{
 /// The capability's name in errors, logs and metrics.
 pub const CAPABILITY: &str = "detach";
 
-const MAX_TASKS: u32 = 1000;
-const MAX_CPU: Duration = Duration::from_secs(5 * 60);
-const MAX_WALL: Duration = Duration::from_secs(60 * 60);
+pub(super) const MAX_TASKS: u32 = 1000;
+pub(super) const MAX_CPU: Duration = Duration::from_secs(5 * 60);
+pub(super) const MAX_WALL: Duration = Duration::from_secs(60 * 60);
 
 /// What the detached tasks of one request may use, together.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +28,19 @@ pub struct Grant {
     /// Time from the answer on, with everything.
     pub wall: Duration,
     /// Where the policy file grants it.
-    pub line: u32,
+    pub place: Place,
+}
+
+impl Grant {
+    /// A grant that names no key.
+    pub(super) fn with_defaults(place: Place) -> Self {
+        Self {
+            tasks: const { NonZeroU32::new(10).expect("10 is not 0") },
+            cpu: Duration::from_millis(50),
+            wall: Duration::from_secs(30),
+            place,
+        }
+    }
 }
 
 /// Decides on a call.
@@ -41,18 +54,13 @@ pub fn decide(grant: Option<&Grant>) -> Result<&Grant, Refusal> {
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: DetachToml, at: &str, span: &Range<usize>, errors: &mut Errors<'_>) -> Grant {
     let DetachToml { tasks, cpu, wall } = raw;
-    let line = errors.line(span);
-    let default = Grant {
-        tasks: const { NonZeroU32::new(10).expect("10 is not 0") },
-        cpu: Duration::from_millis(50),
-        wall: Duration::from_secs(30),
-        line,
-    };
+    let place = errors.place(span);
+    let default = Grant::with_defaults(place.clone());
     Grant {
         tasks: errors.value(&child(at, "tasks"), tasks.as_ref(), self::tasks).unwrap_or(default.tasks),
         cpu: errors.value(&child(at, "cpu"), cpu.as_ref(), |text| time(text, MAX_CPU)).unwrap_or(default.cpu),
         wall: errors.value(&child(at, "wall"), wall.as_ref(), |text| time(text, MAX_WALL)).unwrap_or(default.wall),
-        line,
+        place,
     }
 }
 

@@ -7,14 +7,11 @@
 //! file             line:col key                         value      rule                        help
 //! ```
 
-use std::{
-    collections::HashSet,
-    fmt,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, fmt, ops::Range, path::PathBuf};
 
 use toml::Spanned;
+
+use super::source::{Place, Source, Sources, Unread};
 
 /// Longest part of a value that an error repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
@@ -22,20 +19,18 @@ const MAX_SHOWN_CHARS: usize = 80;
 /// Most errors that are kept. Each costs a walk along its line, and nobody reads more.
 const MAX_ERRORS: usize = 1_000;
 
-/// Every error of a policy file, up to 1,000 of them, in the file's order. Never empty.
+/// Every error of a policy's files, up to 1,000 of them, in the files' order. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyErrors(Vec<PolicyError>);
 
 /// One error of a policy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyError {
-    /// The file, as it was named to the parser.
-    pub file: PathBuf,
-    /// Counted from 1.
-    pub line: u32,
+    /// File and line.
+    pub place: Place,
     /// In characters, counted from 1.
     pub column: u32,
-    /// The place in the file, in bytes, for a tool that draws a snippet.
+    /// The place in the file, in bytes, for a snippet.
     pub span: Range<usize>,
     /// The whole key, such as `tenant.acme.allow.http[0].hosts[1]`. Empty where the file is no TOML.
     pub key: String,
@@ -56,11 +51,11 @@ pub struct Broken {
 
 /// Collects errors while the file is converted.
 pub(super) struct Errors<'s> {
-    file: &'s Path,
-    source: &'s str,
-    /// Where each line starts, in bytes.
-    line_starts: Vec<usize>,
-    found: Vec<PolicyError>,
+    sources: Sources<'s>,
+    /// Each with where it starts in all files together, to sort by.
+    found: Vec<(usize, PolicyError)>,
+    /// Places and rules of those found: a table that several tenants extend is at fault once.
+    seen: HashSet<(usize, String)>,
     /// Keys with an error. One that was dropped for its type is not reported as missing too.
     keys: HashSet<String>,
 }
@@ -68,7 +63,7 @@ pub(super) struct Errors<'s> {
 // === impl PolicyErrors ===
 
 impl PolicyErrors {
-    /// The errors, in the file's order.
+    /// The errors, in the files' order.
     pub fn iter(&self) -> impl Iterator<Item = &PolicyError> {
         self.0.iter()
     }
@@ -90,8 +85,8 @@ impl fmt::Display for PolicyErrors {
 
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { file, line, column, span: _, key, value, rule, help } = self;
-        write!(f, "{}:{line}:{column}: {key}", file.display())?;
+        let Self { place, column, span: _, key, value, rule, help } = self;
+        write!(f, "{place}:{column}: {key}")?;
         if let Some(value) = value {
             write!(f, " = {value}")?;
         }
@@ -126,15 +121,26 @@ impl Broken {
 // === impl Errors ===
 
 impl<'s> Errors<'s> {
-    pub(super) fn new(file: &'s Path, source: &'s str) -> Self {
-        let breaks = source.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-        let line_starts = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
-        Self { file, source, line_starts, found: Vec::new(), keys: HashSet::new() }
+    /// `sources` is not empty; the first one is the main file.
+    pub(super) fn new(sources: &'s [Source]) -> Self {
+        let sources = Sources::new(sources);
+        Self { sources, found: Vec::new(), seen: HashSet::new(), keys: HashSet::new() }
+    }
+
+    /// The files.
+    pub(super) fn sources(&self) -> &Sources<'s> {
+        &self.sources
+    }
+
+    /// Records why an element of `include` brings no file.
+    pub(super) fn unread(&mut self, unread: Unread) {
+        let Unread { include, rule, help } = unread;
+        self.add(&include.key, include.span, Broken::new(rule).help(help));
     }
 
     /// Records that the value at `span` breaks a rule.
     pub(super) fn add(&mut self, key: &str, span: Range<usize>, broken: Broken) {
-        let value = self.source.get(span.clone()).filter(|text| !text.is_empty()).map(shown);
+        let value = self.sources.text(&span).filter(|text| !text.is_empty()).map(shown);
         self.push(key, span, value, broken);
     }
 
@@ -177,9 +183,14 @@ impl<'s> Errors<'s> {
         good
     }
 
-    /// The line of a place, counted from 1.
-    pub(super) fn line(&self, span: &Range<usize>) -> u32 {
-        self.place(span.start).0
+    /// File and line of a span.
+    pub(super) fn place(&self, span: &Range<usize>) -> Place {
+        self.sources.find(span).0
+    }
+
+    /// The folder of the file in which a value stands: where its relative paths start.
+    pub(super) fn folder<T>(&self, value: Option<&Spanned<T>>) -> PathBuf {
+        self.sources.folder(&value.map_or(0..0, Spanned::span))
     }
 
     /// # Errors
@@ -190,27 +201,20 @@ impl<'s> Errors<'s> {
             return Ok(());
         }
         // Pieces are converted in the order of the types; a reader goes through the file.
-        found.sort_by_key(|error| error.span.start);
-        Err(PolicyErrors(found))
+        found.sort_by_key(|(at, _)| *at);
+        Err(PolicyErrors(found.into_iter().map(|(_, error)| error).collect()))
     }
 
     fn push(&mut self, key: &str, span: Range<usize>, value: Option<String>, broken: Broken) {
         let key = key.to_owned();
         self.keys.insert(key.clone());
-        if self.found.len() >= MAX_ERRORS {
+        let Broken { rule, help } = broken;
+        if self.found.len() >= MAX_ERRORS || !self.seen.insert((span.start, rule.clone())) {
             return;
         }
-        let (line, column) = self.place(span.start);
-        let Broken { rule, help } = broken;
-        self.found.push(PolicyError { file: self.file.to_owned(), line, column, span, key, value, rule, help });
-    }
-
-    fn place(&self, offset: usize) -> (u32, u32) {
-        // The first line starts at 0, so there is always one at or before the offset.
-        let line = self.line_starts.partition_point(|start| *start <= offset);
-        let start = self.line_starts[line - 1];
-        let before = self.source.get(start..offset).unwrap_or("");
-        (count(line), count(before.chars().count() + 1))
+        let at = span.start;
+        let (place, column, span) = self.sources.find(&span);
+        self.found.push((at, PolicyError { place, column, span, key, value, rule, help }));
     }
 }
 
@@ -242,21 +246,9 @@ fn shown(text: &str) -> String {
     line
 }
 
-fn count(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_place_is_a_line_and_a_column_in_characters() {
-        let errors = Errors::new(Path::new("p.toml"), "a\nbé = 1\n\nz");
-        for (offset, place) in [(0, (1, 1)), (1, (1, 2)), (2, (2, 1)), (5, (2, 3)), (11, (4, 1)), (12, (4, 2))] {
-            assert_eq!(errors.place(offset), place, "offset {offset}");
-        }
-    }
 
     #[test]
     fn a_key_that_toml_would_quote_is_quoted() {

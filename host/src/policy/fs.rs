@@ -13,6 +13,7 @@ use std::{fmt, ops::Range, path::PathBuf};
 use toml::Spanned;
 
 use super::{
+    Place,
     error::{Broken, Errors, child},
     fix::Remedy,
     raw::FsToml,
@@ -39,7 +40,7 @@ pub struct Grant {
     /// What may be done in it.
     pub access: Access,
     /// Where the policy file grants it.
-    pub line: u32,
+    pub place: Place,
 }
 
 /// An absolute path in a script's eyes, in its one spelling: `/data`, or `/` for the root.
@@ -195,13 +196,20 @@ pub fn decide<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Result<Locat
     };
     if !grant.access.allows(writes) {
         let remedy = Remedy::Fs { path: grant.path.0.clone(), dir: Some(dir_text(grant)), access };
-        return Err(refuse(Reason::PathNotWritable).near(grant_index, grant.line).remedy(remedy));
+        return Err(refuse(Reason::PathNotWritable).near(&grant.place).remedy(remedy));
     }
     if writes && below.is_empty() {
         let refusal = refuse(Reason::BadTarget).note("the granted directory itself is neither written nor removed");
-        return Err(refusal.near(grant_index, grant.line));
+        return Err(refusal.near(&grant.place));
     }
     Ok(Located { grant, grant_index, relative: PathBuf::from(if below.is_empty() { "." } else { below }) })
+}
+
+/// Where a path leads, whatever may be done there. None: to no granted directory, or to one itself with the wish
+/// to change it.
+pub fn locate<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Option<Located<'a>> {
+    let located = decide(grants, path, false).ok()?;
+    (!writes || located.relative.as_os_str() != ".").then_some(located)
 }
 
 /// The directory that a fix grants: the first of the path. A path of one name is taken for a directory
@@ -243,7 +251,7 @@ pub(super) fn enforce(raw: Vec<Spanned<FsToml>>, at: &str, errors: &mut Errors<'
         let dir = errors.value(&child(&at, "dir"), dir.as_ref(), |text| self::dir(text));
         let access = errors.value(&child(&at, "access"), access.as_ref(), |text| Access::parse(text));
         if let (Some(path), Some(dir), Some(access)) = (path, dir, access) {
-            let grant = Grant { path, dir, access, line: errors.line(&span) };
+            let grant = Grant { path, dir, access, place: errors.place(&span) };
             refuse_contradiction(&grants, &grant, &child(&at, "path"), place, errors);
             grants.push(grant);
         }
@@ -255,12 +263,12 @@ fn refuse_contradiction(earlier: &[Grant], grant: &Grant, key: &str, place: Rang
     let same_path = earlier.iter().filter(|other| other.path == grant.path);
     for other in same_path {
         if other.dir != grant.dir {
-            let rule = format!("the same path as at line {}, with another directory", other.line);
+            let rule = format!("the same path as at {}, with another directory", other.place);
             errors.add(key, place.clone(), Broken::new(rule).help("give each directory a path of its own"));
             return;
         }
         if other.access == grant.access {
-            let rule = format!("the same grant as at line {}", other.line);
+            let rule = format!("the same grant as at {}", other.place);
             errors.add(key, place.clone(), Broken::new(rule).help("leave one of them out"));
             return;
         }
@@ -293,7 +301,12 @@ mod tests {
     use super::*;
 
     fn grant(path: &str, dir: &str, access: Access) -> Grant {
-        Grant { path: VirtualPath::parse(path).expect(path), dir: self::dir(dir).expect(dir), access, line: 1 }
+        Grant {
+            path: VirtualPath::parse(path).expect(path),
+            dir: self::dir(dir).expect(dir),
+            access,
+            place: Place::new(std::path::Path::new("p.toml"), 1),
+        }
     }
 
     fn grants() -> Vec<Grant> {

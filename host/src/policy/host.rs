@@ -12,8 +12,8 @@ use super::{
 };
 
 const DEFAULT_INSTANCES: u32 = 1_000;
-const MAX_INSTANCES: u32 = 10_000;
-const MAX_WORKERS: usize = 1_024;
+pub(super) const MAX_INSTANCES: u32 = 10_000;
+pub(super) const MAX_WORKERS: usize = 1_024;
 
 /// `[host]` as enforced.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,6 +22,7 @@ use url::{Host, Url};
 
 pub use super::target::{TargetError, parse_redirect, parse_target};
 use super::{
+    Place,
     address::{self, Class},
     error::{Broken, Errors, child},
     fix::Remedy,
@@ -49,17 +50,26 @@ pub struct Rule {
     /// Absent: all but those that no rule allows.
     pub methods: Option<Vec<Method>>,
     /// Where the policy file has the rule.
-    pub line: u32,
+    pub place: Place,
 }
 
 /// An upper-case HTTP method that a call may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Method(String);
 
-/// The rules that allow a call, as indices into the tenant's rules. Never empty.
+/// The rules that allow a call, as indices into the tenant's rules. Empty for a call that only report mode lets pass.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HttpMatch {
     rules: Vec<usize>,
+}
+
+// === impl HttpMatch ===
+
+impl HttpMatch {
+    /// No rule.
+    pub fn none() -> Self {
+        Self { rules: Vec::new() }
+    }
 }
 
 // === impl Method ===
@@ -105,6 +115,10 @@ pub fn decide(rules: &[Rule], method: &str, url: &Url) -> Result<HttpMatch, Refu
 /// Whether a matched call may be connected to an address. To be asked of every address before it is
 /// dialled, and of the peer's address afterwards.
 pub fn allows_address(rules: &[Rule], matched: &HttpMatch, address: IpAddr) -> bool {
+    // Without a rule, as in report mode, no private address is named.
+    if matched.rules.is_empty() {
+        return address::check([].iter(), address).is_ok();
+    }
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
     matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
 }
@@ -114,6 +128,21 @@ pub(super) fn rule<'a>(rules: &'a [Rule], matched: &HttpMatch, addresses: &[IpAd
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
     let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
     matched.find(|rule| addresses.is_empty() || passes(rule))
+}
+
+/// Where the rule stands that allows a call, as far as its address is known.
+pub fn place(rules: &[Rule], matched: &HttpMatch, url: &Url) -> Option<Place> {
+    place_at(rules, matched, &known_addresses(url))
+}
+
+/// Where the rule stands that allows a call to one of these addresses.
+pub fn place_at(rules: &[Rule], matched: &HttpMatch, addresses: &[IpAddr]) -> Option<Place> {
+    rule(rules, matched, addresses).map(|rule| rule.place.clone())
+}
+
+/// Whether a rule could let an address pass.
+pub fn is_open_to_rules(address: IpAddr) -> bool {
+    !matches!(address::classify(address.to_canonical()), Class::Never(_))
 }
 
 /// [`allows_address`], with a refusal that says why not.
@@ -153,14 +182,14 @@ impl Call<'_> {
                 if rule.allows_method(method) {
                     matched.push(index);
                 }
-                nearest = nearest.or(Some((index, rule.line)));
+                nearest = nearest.or(Some(&rule.place));
             }
         }
         if !matched.is_empty() {
             return Ok(HttpMatch { rules: matched });
         }
         let refusal = match nearest {
-            Some((index, line)) => self.refuse(Reason::MethodNotAllowed).near(index, line),
+            Some(place) => self.refuse(Reason::MethodNotAllowed).near(place),
             None if rules.is_empty() => self.refuse(Reason::NotGranted),
             None => self.refuse(Reason::HostNotAllowed),
         };
@@ -176,9 +205,8 @@ impl Call<'_> {
             Class::Public => (Reason::AddressNotAllowed, "public"),
         };
         let refusal = self.refuse(reason).operator_note(format!("the address is {address}, {what}"));
-        let first = matched.rules[0];
-        let refusal = match self.rules.get(first) {
-            Some(rule) => refusal.near(first, rule.line),
+        let refusal = match matched.rules.first().and_then(|first| self.rules.get(*first)) {
+            Some(rule) => refusal.near(&rule.place),
             None => refusal,
         };
         self.with_remedy(refusal, Some(address))
@@ -266,7 +294,7 @@ pub(super) fn enforce(raw: Vec<Spanned<HttpToml>>, at: &str, errors: &mut Errors
             origins: errors.list(&child(&at, "hosts"), &hosts.unwrap_or_default(), OriginPattern::parse),
             addresses: errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), network),
             methods: methods.map(|methods| errors.list(&child(&at, "methods"), &methods, Method::parse)),
-            line: errors.line(&span),
+            place: errors.place(&span),
         });
     }
     rules
@@ -315,7 +343,7 @@ mod tests {
             origins: origins.iter().map(|text| OriginPattern::parse(text).expect(text)).collect(),
             addresses: addresses.iter().map(|text| network(text).expect(text)).collect(),
             methods: methods.map(|methods| methods.iter().map(|text| Method::parse(text).expect(text)).collect()),
-            line: 1,
+            place: Place::new(std::path::Path::new("p.toml"), 1),
         }
     }
 
@@ -415,7 +443,7 @@ mod tests {
         assert_eq!(
             detail,
             "http denied: GET https://api.example.com/x: the host has a private or special address that no rule names \
-             [address_not_allowed]; the address is 192.168.7.9, private use; rule: tenant.acme.allow.http[0], line 1"
+             [address_not_allowed]; the address is 192.168.7.9, private use; rule: p.toml:1"
         );
         assert!(refusal.operator_fix().is_some_and(|fix| fix.contains("\"192.168.7.9/32\"")));
         let error = neoc_abi::OperationError::from(refusal);

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::{
+    Place,
     error::Errors,
     fix::Remedy,
     raw::KvToml,
@@ -18,7 +19,7 @@ pub const CAPABILITY: &str = "kv";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Where the policy file grants it.
-    pub line: u32,
+    pub place: Place,
 }
 
 /// Decides on a call. `key` is for the refusal's text only.
@@ -31,17 +32,19 @@ pub fn decide<'a>(grant: Option<&'a Grant>, key: &str) -> Result<&'a Grant, Refu
 
 pub(super) fn enforce(raw: KvToml, span: &Range<usize>, errors: &Errors<'_>) -> Grant {
     let KvToml {} = raw;
-    Grant { line: errors.line(span) }
+    Grant { place: errors.place(span) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn the_store_is_refused_until_it_is_granted() {
         assert_eq!(decide(None, "visits").map_err(|refusal| refusal.reason).err(), Some(Reason::NotGranted));
-        let grant = Grant { line: 7 };
-        assert_eq!(decide(Some(&grant), "visits").map(|grant| grant.line).ok(), Some(7));
+        let grant = Grant { place: Place::new(Path::new("p.toml"), 7) };
+        assert_eq!(decide(Some(&grant), "visits").map(|grant| grant.place.line).ok(), Some(7));
     }
 }

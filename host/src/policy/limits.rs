@@ -11,15 +11,19 @@ use super::{
 };
 
 /// Least memory: below it the VM itself does not start.
-const MIN_MEMORY_BYTES: u64 = 8 << 20;
+pub(super) const MIN_MEMORY_BYTES: u64 = 8 << 20;
 /// Most memory. One bulk operation over all of it cannot be interrupted, so it bounds the delay of a kill.
-const MAX_MEMORY_BYTES: u64 = 64 << 20;
-const MAX_CPU: Duration = Duration::from_secs(5 * 60);
-const MAX_WALL: Duration = Duration::from_secs(60 * 60);
-const MAX_CONNECTIONS: u32 = 10_000;
+pub(super) const MAX_MEMORY_BYTES: u64 = 64 << 20;
+/// Least time of anything.
+pub(super) const MIN_TIME: Duration = Duration::from_millis(1);
+pub(super) const MAX_CPU: Duration = Duration::from_secs(5 * 60);
+pub(super) const MAX_WALL: Duration = Duration::from_secs(60 * 60);
+pub(super) const MAX_CONNECTIONS: u32 = 10_000;
 /// Longest body that a policy may allow: it lies in the memory of a VM, twice when it is handed over.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
-const MAX_WEIGHT: u32 = 100;
+pub(super) const MAX_WEIGHT: u32 = 100;
+/// Most events that a rate counts.
+pub(super) const MAX_RATE: u32 = 1_000_000;
 
 /// What one tenant may use.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,8 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `raw` | the file as written, every value with its place |
+//! | `source` | the files, and places in them |
+//! | `raw`, `keys` | the files as written, every value with its place; what each key is |
 //! | `read` | from text to `raw`, with all errors and not only the first |
 //! | [`error`] | one line per error: file, line, column, key, value, rule, example |
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
@@ -29,6 +30,7 @@ mod fix;
 pub mod fs;
 pub mod host;
 pub mod http;
+pub mod keys;
 pub mod kv;
 pub mod limits;
 pub mod log;
@@ -37,6 +39,7 @@ mod raw;
 mod read;
 pub mod refusal;
 pub mod route;
+mod source;
 pub mod suggest;
 pub mod target;
 pub mod tenant;
@@ -54,10 +57,12 @@ pub use host::{Host, Preemption};
 pub use limits::{Limits, MAX_BODY_BYTES, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
-pub use tenant::{Allow, Tenant};
+pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};
+pub use tenant::{Allow, Mode, Tenant};
 pub use units::{shown_bytes, shown_time};
 
 use error::Errors;
+use keys::{Key, TableToml as _};
 use raw::PolicyToml;
 use route::RouteTable;
 
@@ -69,29 +74,50 @@ pub struct Policy {
     /// Sorted by name.
     pub tenants: Vec<Arc<Tenant>>,
     routes: RouteTable,
-    texts: Vec<Arc<str>>,
+    sources: Vec<Source>,
 }
 
 // === impl Policy ===
 
 impl Policy {
-    /// Parses the text of a policy file. `file` names it in errors, and relative paths in it start at
+    /// Parses the text of a policy of one file. `file` names it in errors, and relative paths in it start at
     /// its folder; nothing is read from there.
     ///
     /// # Errors
     /// Everything that is wrong, in the file's order.
-    pub fn parse(source: &str, file: &Path) -> Result<Self, PolicyErrors> {
-        let mut errors = Errors::new(file, source);
-        let raw = read::read(source, &mut errors).unwrap_or_default();
+    pub fn parse(text: &str, file: &Path) -> Result<Self, PolicyErrors> {
+        Self::parse_files(vec![Source::from_bytes(file, text.as_bytes().to_vec())], Vec::new())
+    }
+
+    /// Parses a policy of several files: the main one first, then those that its [`includes`](Self::includes)
+    /// led to, in any order. `unread`: those that led to none.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the files' order.
+    pub fn parse_files(sources: Vec<Source>, unread: Vec<Unread>) -> Result<Self, PolicyErrors> {
+        let mut errors = Errors::new(&sources);
+        let mut raw = read::read(&mut errors);
+        raw.is_whole &= unread.is_empty();
+        unread.into_iter().for_each(|unread| errors.unread(unread));
         // Converted in spite of errors, so that the rules broken in good TOML show up in the same run.
-        let mut policy = Self::enforce(raw, file.parent().unwrap_or(Path::new("")), &mut errors);
-        policy.texts.push(source.into());
-        errors.finish().map(|()| policy)
+        let policy = Self::enforce(raw, &mut errors);
+        errors.finish()?;
+        Ok(Self { sources, ..policy })
+    }
+
+    /// Every key that a policy file may have: what the reader goes by, and the schema and the document.
+    pub fn keys() -> &'static [Key] {
+        PolicyToml::KEYS
+    }
+
+    /// Where a main file says to look for the others. Empty where it is broken; parsing it says how.
+    pub fn includes(main: &Source) -> Vec<Include> {
+        read::includes(main)
     }
 
     /// What was parsed, file by file.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.texts.iter().map(AsRef::as_ref)
+        self.sources.iter().map(|source| &*source.text)
     }
 
     /// Names what was parsed: 12 digits of a hash of it. The same files have the same version on every host.
@@ -117,17 +143,17 @@ impl Policy {
         self.tenants.get(index)
     }
 
-    fn enforce(raw: PolicyToml, folder: &Path, errors: &mut Errors<'_>) -> Self {
-        let PolicyToml { host, tenant } = raw;
-        let host = host::enforce(host, folder, errors);
+    fn enforce(raw: PolicyToml, errors: &mut Errors<'_>) -> Self {
+        let PolicyToml { include: _, host, tenant, is_whole: _ } = raw;
+        let host = host::enforce(host, &errors.sources().folder(&(0..0)), errors);
         let mut routes = Vec::new();
         // By name, because the table of the file is sorted by name: the look-up below relies on it.
         let tenants: Vec<Arc<Tenant>> = tenant
             .into_iter()
-            .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, folder, &mut routes, errors)))
+            .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, &mut routes, errors)))
             .collect();
         let index = |name: &str| tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok();
         let routes = RouteTable::build(routes, index, errors);
-        Self { host, tenants, routes, texts: Vec::new() }
+        Self { host, tenants, routes, sources: Vec::new() }
     }
 }

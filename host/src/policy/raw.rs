@@ -6,31 +6,63 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use toml::Spanned;
+
+use super::{
+    detach, host,
+    keys::{Form, Key, TableToml},
+    limits, workers,
+};
 
 /// Text with its place in the file.
 pub type Text = Spanned<String>;
 
-/// A table of the file whose keys are known.
-pub trait TableToml: DeserializeOwned + Default {
-    /// Every key with an example of its value. The reader knows by it which keys are unknown, which
-    /// name is near to a mistyped one, and what to show when a value has the wrong type.
-    const KEYS: &'static [(&'static str, &'static str)];
-}
-
 /// The whole file.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyToml {
+    /// Further files.
+    pub include: Option<Vec<Text>>,
     /// `[host]`
     pub host: HostToml,
     /// `[tenant.NAME]`, by name.
     pub tenant: BTreeMap<Text, Spanned<TenantToml>>,
+    /// Whether all files could be read. What is not there may be in one that could not.
+    #[serde(skip)]
+    pub is_whole: bool,
+}
+
+impl Default for PolicyToml {
+    fn default() -> Self {
+        Self { include: None, host: HostToml::default(), tenant: BTreeMap::new(), is_whole: true }
+    }
 }
 
 impl TableToml for PolicyToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[("host", "[host]"), ("tenant", "[tenant.acme]")];
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "include",
+            form: Form::TextOrTexts("files, from this file's folder; one `*` may stand in the last name"),
+            default: "",
+            example: r#"["tenants/*.toml"]"#,
+            doc: "Further files of this policy, read in the order of their names. Only the main file has it. An included file holds `[profile.NAME]` and `[tenant.NAME]` and nothing else, and relative paths in it start at its own folder. Names that start with a dot are passed over. A pattern that finds no file is an error, unless its folder is there and empty.",
+        },
+        Key {
+            name: "host",
+            form: Form::Table(HostToml::KEYS),
+            default: "",
+            example: "{}",
+            doc: "What all tenants share. Only the main file has it.",
+        },
+        Key {
+            name: "tenant",
+            form: Form::Named(TenantToml::KEYS, "a tenant's name: 1 to 63 of `a-z`, `0-9` and `-`"),
+            default: "",
+            example: r#"{ acme = { script = "main.luau" } }"#,
+            doc: "One tenant.",
+        },
+    ];
 }
 
 /// `[host]`
@@ -54,14 +86,56 @@ pub struct HostToml {
 }
 
 impl TableToml for HostToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[
-        ("listen", "\"127.0.0.1:8080\""),
-        ("data_dir", "\"../data\""),
-        ("cache_dir", "\"../cache\""),
-        ("instances", "1000"),
-        ("workers", "2"),
-        ("preemption", "\"safepoint\""),
-        ("audit", "\"../audit.jsonl\""),
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "listen",
+            form: Form::Text("an IP address and a port"),
+            default: r#""127.0.0.1:8080""#,
+            example: r#""127.0.0.1:8080""#,
+            doc: "Where to serve. Port 0 takes any free one. Read at the start only.",
+        },
+        Key {
+            name: "data_dir",
+            form: Form::Text("a path"),
+            default: r#""data""#,
+            example: r#""../data""#,
+            doc: "Folder below which every tenant's files and keys live.",
+        },
+        Key {
+            name: "cache_dir",
+            form: Form::Text("a path"),
+            default: "(the user's cache folder)",
+            example: r#""../cache""#,
+            doc: "Folder for compiled code.",
+        },
+        Key {
+            name: "instances",
+            form: Form::Count { least: 1, most: host::MAX_INSTANCES as i64 },
+            default: "1000",
+            example: "1000",
+            doc: "Instances alive at once, over all tenants: each request has one, and each of its workers. Over it requests wait in line.",
+        },
+        Key {
+            name: "workers",
+            form: Form::Count { least: 1, most: host::MAX_WORKERS as i64 },
+            default: "(one for each core)",
+            example: "2",
+            doc: "Threads that run scripts.",
+        },
+        Key {
+            name: "preemption",
+            form: Form::Word(&["safepoint", "epoch"]),
+            default: r#""safepoint""#,
+            example: r#""safepoint""#,
+            doc: "How a running script is stopped. `epoch` is slower, and there for the day that the other one is in doubt.",
+        },
+        Key {
+            name: "audit",
+            form: Form::Text("a path"),
+            default: "(none)",
+            example: r#""../audit.jsonl""#,
+            doc: "File that gets a line of JSON for every decision. Without one, refusals go to the log, each tenant's within a quota.",
+        },
     ];
 }
 
@@ -75,16 +149,49 @@ pub struct TenantToml {
     pub routes: Option<Vec<Text>>,
     /// `[tenant.NAME.limits]`
     pub limits: LimitsToml,
+    /// Whether what the policy refuses is refused.
+    pub mode: Option<Text>,
     /// `[tenant.NAME.allow]`
     pub allow: AllowToml,
 }
 
 impl TableToml for TenantToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[
-        ("script", "\"../examples/hello/main.luau\""),
-        ("routes", "[\"/acme/*\"]"),
-        ("limits", "{ memory = \"32 MiB\" }"),
-        ("allow", "{ kv = {} }"),
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "script",
+            form: Form::Text("a path"),
+            default: "(must be there)",
+            example: r#""../examples/hello/main.luau""#,
+            doc: "The entry module's file. It can require all files below its folder, so that folder should hold nothing of other tenants.",
+        },
+        Key {
+            name: "routes",
+            form: Form::Texts("`/path`, `/path/*`, `name/*` or `name/path/*`"),
+            default: "[]",
+            example: r#"["/acme/*"]"#,
+            doc: "Which requests are this tenant's. The longest match wins; no match is 404. `/acme` is that path alone, `/acme/*` all below it as well, `acme.localhost/*` all paths of a host. The same route twice is an error.",
+        },
+        Key {
+            name: "limits",
+            form: Form::Table(LimitsToml::KEYS),
+            default: "",
+            example: r#"{ memory = "32 MiB" }"#,
+            doc: "How much it may use.",
+        },
+        Key {
+            name: "mode",
+            form: Form::Word(&["enforce", "report"]),
+            default: r#""enforce""#,
+            example: r#""enforce""#,
+            doc: "`report` lets a call pass that some rule could allow, and records it with the fix that would allow it. What no rule can allow, limits, and files outside of granted directories are refused all the same.",
+        },
+        Key {
+            name: "allow",
+            form: Form::Table(AllowToml::KEYS),
+            default: "",
+            example: "{ kv = {} }",
+            doc: "What it may do. Nothing is allowed by being absent.",
+        },
     ];
 }
 
@@ -109,14 +216,56 @@ pub struct LimitsToml {
 }
 
 impl TableToml for LimitsToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[
-        ("memory", "\"32 MiB\""),
-        ("cpu", "\"50 ms\""),
-        ("wall", "\"30 s\""),
-        ("requests", "\"200/s\""),
-        ("operations", "\"1000/s\""),
-        ("connections", "32"),
-        ("weight", "1"),
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "memory",
+            form: Form::Size { least: limits::MIN_MEMORY_BYTES, most: limits::MAX_MEMORY_BYTES },
+            default: r#""32 MiB""#,
+            example: r#""32 MiB""#,
+            doc: r#"Memory of one request. Over it: "not enough memory" in the script, which can catch it."#,
+        },
+        Key {
+            name: "cpu",
+            form: Form::Time { least: limits::MIN_TIME, most: limits::MAX_CPU },
+            default: r#""50 ms""#,
+            example: r#""50 ms""#,
+            doc: "Computing time of one request; time parked in I/O is free. Not more than `wall`. Over it: the request is ended, and the script cannot catch that.",
+        },
+        Key {
+            name: "wall",
+            form: Form::Time { least: limits::MIN_TIME, most: limits::MAX_WALL },
+            default: r#""30 s""#,
+            example: r#""30 s""#,
+            doc: "Time from a request's start to its end, with all waiting. Over it: the request is ended.",
+        },
+        Key {
+            name: "requests",
+            form: Form::Rate { most: limits::MAX_RATE },
+            default: r#""200/s""#,
+            example: r#""200/s""#,
+            doc: "Inbound requests of the tenant. Over it: 429 with `Retry-After`.",
+        },
+        Key {
+            name: "operations",
+            form: Form::Rate { most: limits::MAX_RATE },
+            default: r#""1000/s""#,
+            example: r#""1000/s""#,
+            doc: "Calls of granted capabilities. Over it: an error of kind `limit`, which the script can catch.",
+        },
+        Key {
+            name: "connections",
+            form: Form::Count { least: 1, most: limits::MAX_CONNECTIONS as i64 },
+            default: "32",
+            example: "32",
+            doc: "Outbound connections of the tenant at once. Over it calls wait their turn.",
+        },
+        Key {
+            name: "weight",
+            form: Form::Count { least: 1, most: limits::MAX_WEIGHT as i64 },
+            default: "1",
+            example: "1",
+            doc: "Share of the script workers beside other tenants': so many time slices in each turn.",
+        },
     ];
 }
 
@@ -137,12 +286,42 @@ pub struct AllowToml {
 }
 
 impl TableToml for AllowToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[
-        ("http", "[{ hosts = [\"https://api.example.com\"] }]"),
-        ("fs", "[{ path = \"/data\", dir = \"acme-data\", access = \"read\" }]"),
-        ("kv", "{}"),
-        ("detach", "{ tasks = 10, cpu = \"50 ms\", wall = \"30 s\" }"),
-        ("workers", "{}"),
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "http",
+            form: Form::Tables(HttpToml::KEYS),
+            default: "",
+            example: r#"[{ hosts = ["https://api.example.com"] }]"#,
+            doc: "Outbound HTTP. A call needs one rule that allows all of it; rules never combine.",
+        },
+        Key {
+            name: "fs",
+            form: Form::Tables(FsToml::KEYS),
+            default: "",
+            example: r#"[{ path = "/data", dir = "acme-data", access = "read" }]"#,
+            doc: "Directories. The grant with the longest `path` that covers a call decides on it.",
+        },
+        Key {
+            name: "kv",
+            form: Form::Table(KvToml::KEYS),
+            default: "",
+            example: "{}",
+            doc: "Keys and values of the tenant's own. The empty table is the grant.",
+        },
+        Key {
+            name: "detach",
+            form: Form::Table(DetachToml::KEYS),
+            default: "",
+            example: r#"{ tasks = 10, cpu = "50 ms", wall = "30 s" }"#,
+            doc: "Tasks that go on after the answer (`task.detach`).",
+        },
+        Key {
+            name: "workers",
+            form: Form::Table(WorkersToml::KEYS),
+            default: "",
+            example: "{}",
+            doc: "Further VMs, on other processors, for a request that computes a lot. They share its `cpu` and its `wall`; each has `memory` of its own and takes one of the host's `instances`.",
+        },
     ];
 }
 
@@ -159,10 +338,28 @@ pub struct HttpToml {
 }
 
 impl TableToml for HttpToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[
-        ("hosts", "[\"https://api.example.com\"]"),
-        ("addresses", "[\"127.0.0.0/8\"]"),
-        ("methods", "[\"GET\", \"POST\"]"),
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "hosts",
+            form: Form::Texts("origins: `https://name`, `http://address:port`, `https://*.name`"),
+            default: "(must be there)",
+            example: r#"["https://api.example.com"]"#,
+            doc: "Where calls may go: scheme, host and port. A wildcard stands for every subdomain, not for the name itself. A bare `*` is an error.",
+        },
+        Key {
+            name: "addresses",
+            form: Form::Texts("networks, as `10.1.0.0/16`"),
+            default: "[]",
+            example: r#"["127.0.0.0/8"]"#,
+            doc: "Private and special networks that the hosts may resolve to. Public addresses need no name here; link-local addresses and cloud metadata are refused, also when named.",
+        },
+        Key {
+            name: "methods",
+            form: Form::Texts("methods in upper case"),
+            default: "(all but `CONNECT`, `TRACE` and `TRACK`)",
+            example: r#"["GET", "POST"]"#,
+            doc: "Methods that a call may use.",
+        },
     ];
 }
 
@@ -179,8 +376,29 @@ pub struct FsToml {
 }
 
 impl TableToml for FsToml {
-    const KEYS: &'static [(&'static str, &'static str)] =
-        &[("path", "\"/data\""), ("dir", "\"acme-data\""), ("access", "\"read\"")];
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "path",
+            form: Form::Text("an absolute path"),
+            default: "(must be there)",
+            example: r#""/data""#,
+            doc: "The directory as the script sees it.",
+        },
+        Key {
+            name: "dir",
+            form: Form::Text("a directory below `data_dir`"),
+            default: "(must be there)",
+            example: r#""acme-data""#,
+            doc: "The directory itself, below the host's `data_dir`. It is made if it is not there.",
+        },
+        Key {
+            name: "access",
+            form: Form::Word(&["read", "read-write"]),
+            default: "(must be there)",
+            example: r#""read""#,
+            doc: "What may be done in it.",
+        },
+    ];
 }
 
 /// `[tenant.NAME.allow.kv]`: its presence is the grant.
@@ -189,7 +407,7 @@ impl TableToml for FsToml {
 pub struct KvToml {}
 
 impl TableToml for KvToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[];
+    const KEYS: &'static [Key] = &[];
 }
 
 /// `[tenant.NAME.allow.detach]`
@@ -205,8 +423,29 @@ pub struct DetachToml {
 }
 
 impl TableToml for DetachToml {
-    const KEYS: &'static [(&'static str, &'static str)] =
-        &[("tasks", "10"), ("cpu", "\"50 ms\""), ("wall", "\"30 s\"")];
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "tasks",
+            form: Form::Count { least: 1, most: detach::MAX_TASKS as i64 },
+            default: "10",
+            example: "10",
+            doc: "Tasks that one request may detach. Over it: an error of kind `limit`.",
+        },
+        Key {
+            name: "cpu",
+            form: Form::Time { least: limits::MIN_TIME, most: detach::MAX_CPU },
+            default: r#""50 ms""#,
+            example: r#""50 ms""#,
+            doc: "Their computing time, together, from the answer on. Over it they are ended.",
+        },
+        Key {
+            name: "wall",
+            form: Form::Time { least: limits::MIN_TIME, most: detach::MAX_WALL },
+            default: r#""30 s""#,
+            example: r#""30 s""#,
+            doc: "Their time, with all waiting, from the answer on. Over it they are ended.",
+        },
+    ];
 }
 
 /// `[tenant.NAME.allow.workers]`: its presence is the grant.
@@ -218,7 +457,13 @@ pub struct WorkersToml {
 }
 
 impl TableToml for WorkersToml {
-    const KEYS: &'static [(&'static str, &'static str)] = &[("count", "2")];
+    const KEYS: &'static [Key] = &[Key {
+        name: "count",
+        form: Form::Count { least: 1, most: workers::MAX_COUNT as i64 },
+        default: "2",
+        example: "2",
+        doc: "VMs of one request at once, beside its own. More wait in line.",
+    }];
 }
 
 #[cfg(test)]
@@ -227,18 +472,20 @@ mod tests {
 
     /// The example of every key, as one table.
     fn examples<T: TableToml>() -> T {
-        let text: String = T::KEYS.iter().map(|(key, example)| format!("{key} = {example}\n")).collect();
-        toml::from_str(&text).expect("every example has its key's type")
+        let text: String = T::KEYS.iter().map(|key| format!("{} = {}\n", key.name, key.example)).collect();
+        toml::from_str(&text).unwrap_or_else(|fault| panic!("every example has its key's type: {fault}\n{text}"))
     }
 
     #[test]
     fn every_key_is_listed_with_an_example_of_its_type() {
         // Destructured without `..`: a new field fails to compile until it is asserted here.
+        let PolicyToml { include, host: _, tenant, is_whole: _ } = examples();
+        assert!(include.is_some() && tenant.len() == 1);
         let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, limits, allow } = examples();
-        assert!(script.is_some() && routes.is_some());
+        let TenantToml { script, routes, limits, mode, allow } = examples();
+        assert!(script.is_some() && routes.is_some() && mode.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
         let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());

@@ -13,7 +13,7 @@ use std::fmt;
 
 use neoc_abi::{ErrorKind, OperationError, error::truncate_at_char};
 
-use super::{fix::Remedy, tenant::Tenant};
+use super::{Place, fix::Remedy, tenant::Tenant};
 
 /// Longest target that a refusal repeats, in bytes.
 const MAX_TARGET_BYTES: usize = 256;
@@ -27,8 +27,8 @@ pub struct Refusal {
     pub target: String,
     /// Why.
     pub reason: Reason,
-    /// The rule that came nearest, such as `tenant.acme.allow.http[0], line 12`. Absent: there is none.
-    pub rule: Option<String>,
+    /// Where the rule stands that came nearest, or that denies the call. Absent: there is none.
+    pub rule: Option<Place>,
     /// TOML which, pasted at the end of the policy file, allows this call. Absent where nothing can, or
     /// where it would tell the script what it must not know.
     pub fix: Option<String>,
@@ -42,8 +42,6 @@ struct Detail {
     note: Option<String>,
     /// Words for the operator only.
     operator_note: Option<String>,
-    /// Index and line of the nearest rule.
-    rule: Option<(usize, u32)>,
     remedy: Option<Remedy>,
     operator_fix: Option<String>,
 }
@@ -138,13 +136,9 @@ impl Refusal {
         self
     }
 
-    /// Completes the refusal with what only the tenant knows: its name, in the rule and in the fix.
+    /// Completes the refusal with what only the tenant knows: its name, in the fix.
     pub fn with_fix(mut self, tenant: &Tenant) -> Self {
         let name = &tenant.name;
-        self.rule = self
-            .detail
-            .rule
-            .map(|(index, line)| format!("tenant.{name}.allow.{}[{index}], line {line}", self.capability));
         if let Some(remedy) = &self.detail.remedy {
             self.fix = remedy.for_script(name);
             self.detail.operator_fix = Some(remedy.for_operator(name));
@@ -169,7 +163,10 @@ impl Refusal {
         if let Some(note) = &self.detail.operator_note {
             line.push_str(&format!("; {note}"));
         }
-        line.push_str(&format!("; rule: {}", self.rule.as_deref().unwrap_or("none")));
+        match &self.rule {
+            Some(place) => line.push_str(&format!("; rule: {place}")),
+            None => line.push_str("; no rule"),
+        }
         line
     }
 
@@ -178,13 +175,18 @@ impl Refusal {
         self.detail.operator_fix.as_deref()
     }
 
+    /// Whether some rule could allow the call.
+    pub fn is_open_to_rules(&self) -> bool {
+        self.detail.remedy.is_some()
+    }
+
     /// What would allow the call, if anything would.
     pub(super) fn wanted(&self) -> Option<&Remedy> {
         self.detail.remedy.as_ref()
     }
 
-    pub(super) fn near(mut self, index: usize, line: u32) -> Self {
-        self.detail.rule = Some((index, line));
+    pub(super) fn near(mut self, rule: &Place) -> Self {
+        self.rule = Some(rule.clone());
         self
     }
 

@@ -19,6 +19,7 @@
 use std::{borrow::Cow, collections::HashMap, fmt, ops::Range};
 
 use super::{
+    Place,
     error::{Broken, Errors},
     origin::is_host_name,
 };
@@ -147,17 +148,17 @@ impl RouteTable {
     ) -> Self {
         routes.sort_by_key(|placed| placed.span.start);
         let mut table = Self::default();
-        let mut seen: HashMap<Route, (String, u32)> = HashMap::with_capacity(routes.len());
+        let mut seen: HashMap<Route, (String, Place)> = HashMap::with_capacity(routes.len());
         for Placed { route, tenant, key, span } in routes {
-            if let Some((owner, line)) = seen.get(&route) {
-                let rule = format!("tenant.{owner} has the same route at line {line}");
+            if let Some((owner, place)) = seen.get(&route) {
+                let rule = format!("tenant.{owner} has the same route at {place}");
                 errors.add(&key, span, Broken::new(rule).help("give each route to one tenant, once"));
                 continue;
             }
             if let Some(index) = index(&tenant) {
                 table.insert(route.clone(), index);
             }
-            seen.insert(route, (tenant, errors.line(&span)));
+            seen.insert(route, (tenant, errors.place(&span)));
         }
         table
     }

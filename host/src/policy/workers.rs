@@ -3,6 +3,7 @@
 use std::{num::NonZeroU32, ops::Range};
 
 use super::{
+    Place,
     error::{Broken, Errors, child},
     fix::Remedy,
     raw::WorkersToml,
@@ -13,7 +14,7 @@ use super::{
 pub const CAPABILITY: &str = "workers";
 
 /// Most VMs of one request at once. Each is as large as the request itself.
-const MAX_COUNT: u32 = 16;
+pub(super) const MAX_COUNT: u32 = 16;
 const DEFAULT_COUNT: NonZeroU32 = NonZeroU32::new(2).expect("it is not 0");
 
 /// Granted workers.
@@ -22,7 +23,14 @@ pub struct Grant {
     /// VMs of one request at once, beside its own. 1 to 16.
     pub count: NonZeroU32,
     /// Where the policy file grants it.
-    pub line: u32,
+    pub place: Place,
+}
+
+impl Grant {
+    /// A grant that names no key.
+    pub(super) fn with_defaults(place: Place) -> Self {
+        Self { count: DEFAULT_COUNT, place }
+    }
 }
 
 /// Decides on a call. `module` is for the refusal's text only: all modules are the tenant's own.
@@ -36,7 +44,8 @@ pub fn decide<'a>(grant: Option<&'a Grant>, module: &str) -> Result<&'a Grant, R
 pub(super) fn enforce(raw: WorkersToml, at: &str, span: &Range<usize>, errors: &mut Errors<'_>) -> Grant {
     let WorkersToml { count } = raw;
     let count = errors.value(&child(at, "count"), count.as_ref(), self::count);
-    Grant { count: count.unwrap_or(DEFAULT_COUNT), line: errors.line(span) }
+    let default = Grant::with_defaults(errors.place(span));
+    Grant { count: count.unwrap_or(default.count), ..default }
 }
 
 fn count(number: &i64) -> Result<NonZeroU32, Broken> {
@@ -49,12 +58,14 @@ fn count(number: &i64) -> Result<NonZeroU32, Broken> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn workers_are_refused_until_they_are_granted() {
         assert_eq!(decide(None, "./heavy").map_err(|refusal| refusal.reason).err(), Some(Reason::NotGranted));
-        let grant = Grant { count: DEFAULT_COUNT, line: 7 };
+        let grant = Grant { count: DEFAULT_COUNT, place: Place::new(Path::new("p.toml"), 7) };
         assert_eq!(decide(Some(&grant), "./heavy").map(|grant| grant.count.get()).ok(), Some(2));
     }
 

@@ -56,7 +56,9 @@ impl Service {
     /// # Errors
     /// See [`LoadError`].
     pub async fn load(policy: Policy, runtime: Arc<Runtime>) -> Result<Self, LoadError> {
-        let generation = ArcSwap::from_pointee(Generation::first(policy, &runtime).await?);
+        let generation = Generation::first(policy, &runtime).await?;
+        warn_of_reported(&generation);
+        let generation = ArcSwap::from_pointee(generation);
         let io = tokio::runtime::Handle::current();
         Ok(Self { generation, reloading: tokio::sync::Mutex::default(), runtime, io })
     }
@@ -69,6 +71,7 @@ impl Service {
     pub async fn reload(&self, policy: Policy) -> Result<Reloaded, LoadError> {
         let _alone = self.reloading.lock().await;
         let (generation, reloaded) = self.generation.load_full().successor(policy, &self.runtime).await?;
+        warn_of_reported(&generation);
         self.generation.store(Arc::new(generation));
         Ok(reloaded)
     }
@@ -177,7 +180,7 @@ impl Service {
             wall: limits.wall,
             log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
             effects,
-            detach: tenant.policy.allow.detach.clone(),
+            detach: tenant.policy.usable_detach(),
         };
         match self.runtime.run(job).await {
             Ok(ended) => {
@@ -203,6 +206,15 @@ fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Tenant
     };
     let tenant = generation.policy.route(host, parts.uri.path())?;
     generation.tenants.get(&tenant.name)
+}
+
+/// Says, at the start and at each reload, who is not held to the policy.
+fn warn_of_reported(generation: &Generation) {
+    let tenants = generation.reported();
+    if !tenants.is_empty() {
+        let (n_tenants, tenants) = (tenants.len(), tenants.join(" "));
+        tracing::warn!(target: "neoc::audit", n_tenants, tenants, "REPORT MODE: what the policy refuses these tenants passes, and is recorded");
+    }
 }
 
 /// The answer to a script that came to its end.
