@@ -72,6 +72,13 @@ impl Place {
     }
 }
 
+impl Place {
+    /// As a script may read it: it learns no folder of the host's.
+    pub fn without_folder(&self) -> String {
+        format!("{}:{}", self.file.file_name().unwrap_or_default().to_string_lossy(), self.line)
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
