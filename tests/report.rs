@@ -148,14 +148,14 @@ fn report_mode_lets_nothing_pass_that_no_rule_can_allow() {
     host.stop();
     let refused = outcomes(&setting.records(), "refuse");
     let expected = [
-        "http GET address_never_allowed",
-        "http GET address_never_allowed",
+        "http GET not_granted",
+        "http GET not_granted",
         "http GET bad_target",
         "http GET bad_target",
         "fs read bad_target",
         "fs read path_not_granted",
         "fs read bad_target",
-        "fs remove bad_target",
+        "fs remove path_not_writable",
         "kv get operations",
     ];
     assert_eq!(refused, expected);
@@ -238,7 +238,7 @@ fn diff_lists_the_recorded_calls_that_flip_with_both_lines() {
     let expected = "tenant new: added\ntenant gone: removed\n\
         a: 1 x http GET https://a.example/x: refused: not_granted, no rule -> allowed by new.toml:4\n\
         a: 2 x kv get k: allowed by old.toml:3 -> refused: not_granted, no rule\n\
-        gone: 1 x kv get k: allowed by old.toml:6 -> refused: no such tenant\n\
+        gone: 1 x kv get k: allowed by old.toml:7 -> refused: no such tenant\n\
         5 calls: 3 would be refused that were allowed, 1 allowed that were refused\n";
     assert_eq!((got.stdout.as_str(), got.exit), (expected, 1));
     assert!(got.stderr.contains("3 decisions are missing"), "{}", got.stderr);

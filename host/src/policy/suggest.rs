@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    net::IpAddr,
 };
 
 use super::{
@@ -65,8 +66,14 @@ impl Suggestion {
             Err(NotAllowed::Invalid(_)) => return,
         };
         let wanted = self.tenants.entry(tenant.name.clone()).or_default();
-        let address = if let Call::Http { address, .. } = call { *address } else { None };
-        let never = address.is_some_and(|address| matches!(address::classify(address), Class::Never(_)));
+        let (address, known) = match call {
+            Call::Http { address, url, .. } => {
+                (*address, http::parse_target(url).map(|url| http::known_addresses(&url)))
+            }
+            _ => (None, Ok(Vec::new())),
+        };
+        let is_never = |address: &IpAddr| matches!(address::classify(*address), Class::Never(_));
+        let never = address.iter().chain(known.iter().flatten()).any(is_never);
         match refusal.wanted().filter(|_| !never) {
             Some(remedy) => {
                 wanted.add(remedy, n);

@@ -150,6 +150,7 @@ fn the_commented_policy_shows_every_key() {
         let forms = [
             format!("{} = ", key.name),
             format!("{}]\n", key.name),
+            format!("{}]]\n", key.name),
             format!("[{}.", key.name),
             format!(".{}.", key.name),
         ];
