@@ -26,6 +26,12 @@ struct Expected {
     run: Option<ExpectedRun>,
     /// As a tenant of a running host.
     host: Option<ExpectedHost>,
+    /// As a tenant of a running host, with several requests, one after the other.
+    #[serde(default)]
+    calls: Vec<Call>,
+    /// What the log of that host holds.
+    #[serde(default)]
+    log: ExpectedLog,
     /// What lies in the data folder beforehand, or beside the script.
     #[serde(default)]
     setup: Vec<Setup>,
@@ -54,6 +60,38 @@ struct ExpectedHost {
     /// The log holds each of these.
     #[serde(default)]
     log_contains: Vec<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Call {
+    #[serde(default = "default_path")]
+    path: String,
+    /// A POST with a body of so many bytes.
+    post_bytes: Option<usize>,
+    /// So often.
+    #[serde(default = "once")]
+    times: u32,
+    status: u16,
+    /// The whole body. Absent: any.
+    body: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ExpectedLog {
+    /// Each of these.
+    contains: Vec<String>,
+    /// None of these.
+    lacks: Vec<String>,
+}
+
+fn default_path() -> String {
+    "/case/x".into()
+}
+
+fn once() -> u32 {
+    1
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,6 +127,24 @@ fn every_case_ends_as_expected() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Limits that bound nothing, with what shows them instead: a share of time is the scheduler's own test.
+const NO_BOUNDS: [&str; 1] = ["weight"];
+
+#[test]
+fn every_limit_of_a_policy_has_a_case_that_goes_over_it() {
+    let commented = fs::read_to_string(repository().join("policies/commented.toml")).unwrap();
+    let commented: toml::Table = toml::from_str(&commented).unwrap();
+    // The policy's own tests see to it that all keys are shown there.
+    let limits = commented["tenant"]["acme"]["limits"].as_table().unwrap();
+    assert!(limits.len() > 20, "{limits:?}");
+    for key in limits.keys().filter(|key| !NO_BOUNDS.contains(&key.as_str())) {
+        let case = repository().join("tests/cases/limits").join(key);
+        let policy = fs::read_to_string(case.join("policy.toml")).unwrap_or_else(|error| panic!("{key}: {error}"));
+        let policy: toml::Table = toml::from_str(&policy.replace("UPSTREAM", "a.example")).unwrap();
+        assert!(policy["tenant"]["case"]["limits"].get(key).is_some(), "{key} is not set in {}", case.display());
+    }
+}
+
 fn find_cases(folder: &Path, found: &mut Vec<PathBuf>) {
     let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     entries.sort();
@@ -105,13 +161,20 @@ fn find_cases(folder: &Path, found: &mut Vec<PathBuf>) {
 fn check(case: &Path) -> Vec<String> {
     let expected: Expected = toml::from_str(&fs::read_to_string(case.join("expected.toml")).unwrap())
         .unwrap_or_else(|error| panic!("{}: {error}", case.display()));
-    assert!(!expected.claim.is_empty() && (expected.run.is_some() || expected.host.is_some()), "{}", case.display());
+    let is_run = expected.run.is_some() || expected.host.is_some() || !expected.calls.is_empty();
+    assert!(!expected.claim.is_empty() && is_run, "{}", case.display());
     let mut problems = Vec::new();
     if let Some(run) = &expected.run {
         problems.extend(check_run(case, run, &expected.setup));
     }
-    if let Some(host) = &expected.host {
-        problems.extend(check_host(case, host, &expected.setup));
+    let mut calls = expected.calls.clone();
+    if let Some(ExpectedHost { status, body, .. }) = &expected.host {
+        calls.push(Call { path: default_path(), post_bytes: None, times: 1, status: *status, body: body.clone() });
+    }
+    if !calls.is_empty() {
+        let mut log = expected.log;
+        log.contains.extend(expected.host.map(|host| host.log_contains).unwrap_or_default());
+        problems.extend(check_host(case, &calls, &log, &expected.setup));
     }
     problems
 }
@@ -139,14 +202,20 @@ fn check_run(case: &Path, expected: &ExpectedRun, setup: &[Setup]) -> Vec<String
     problems
 }
 
-fn check_host(case: &Path, expected: &ExpectedHost, setup: &[Setup]) -> Vec<String> {
+fn check_host(case: &Path, calls: &[Call], expected: &ExpectedLog, setup: &[Setup]) -> Vec<String> {
     let (folder, _upstream) = prepare(case, setup);
     let mut host = Host::start(folder.path());
     let pid = host.pid();
-    let Answer { status, body, .. } = host.get("/case/x");
     let mut problems = Vec::new();
-    if status != expected.status || expected.body.as_ref().is_some_and(|expected| *expected != body) {
-        problems.push(format!("host: got {status} {body:?}, expected {} {:?}", expected.status, expected.body));
+    for call in calls.iter().flat_map(|call| std::iter::repeat_n(call, call.times.try_into().unwrap())) {
+        let Answer { status, body, .. } = match call.post_bytes {
+            Some(bytes) => host.post(&call.path, &"x".repeat(bytes)),
+            None => host.get(&call.path),
+        };
+        if status != call.status || call.body.as_ref().is_some_and(|expected| *expected != body) {
+            let Call { path, status: expected, body: expected_body, .. } = call;
+            problems.push(format!("host: {path}: got {status} {body:?}, expected {expected} {expected_body:?}"));
+        }
     }
     // Whatever the case did, the host lives and the other tenant's next request is answered.
     let canary = host.get("/canary");
@@ -154,7 +223,14 @@ fn check_host(case: &Path, expected: &ExpectedHost, setup: &[Setup]) -> Vec<Stri
         problems.push(format!("host: the canary got {} {:?}", canary.status, canary.body));
     }
     let log = host.stop();
-    problems.extend(missing("host: log", &log, &expected.log_contains));
+    if !problems.is_empty() {
+        problems.push(format!("host: log:\n{log}"));
+    }
+    problems.extend(missing("host: log", &log, &expected.contains));
+    let found: Vec<_> = expected.lacks.iter().filter(|part| log.contains(*part)).collect();
+    if !found.is_empty() {
+        problems.push(format!("host: log holds {found:?}:\n{log}"));
+    }
     problems
 }
 

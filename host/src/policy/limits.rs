@@ -2,11 +2,13 @@
 //!
 //! Only the numbers live here; [`crate::limits`] counts against them.
 
-use std::{fmt, num::NonZeroU32, time::Duration};
+use std::{fmt, num::NonZeroU32, ops::RangeInclusive, time::Duration};
+
+use toml::Spanned;
 
 use super::{
     error::{Broken, Errors, child},
-    raw::LimitsToml,
+    raw::{LimitsToml, Text},
     units,
 };
 
@@ -18,9 +20,23 @@ pub(super) const MAX_MEMORY_BYTES: u64 = 64 << 20;
 pub(super) const MIN_TIME: Duration = Duration::from_millis(1);
 pub(super) const MAX_CPU: Duration = Duration::from_secs(5 * 60);
 pub(super) const MAX_WALL: Duration = Duration::from_secs(60 * 60);
+pub(super) const MAX_PENDING_OPERATIONS: u32 = 1_000;
+pub(super) const MAX_TASKS: u32 = 10_000;
+pub(super) const MAX_TIMERS: u32 = 10_000;
 pub(super) const MAX_CONNECTIONS: u32 = 10_000;
+pub(super) const MAX_SUBREQUESTS: u32 = 10_000;
+/// No less, for a handshake takes as much.
+pub(super) const TRAFFIC: RangeInclusive<u64> = 1 << 10..=64 << 30;
 /// Longest body that a policy may allow: it lies in the memory of a VM, twice when it is handed over.
 pub const MAX_BODY_BYTES: usize = 32 << 20;
+pub(super) const BODY: RangeInclusive<u64> = 0..=MAX_BODY_BYTES as u64;
+/// Bytes that may be logged in the time of the rate.
+pub(super) const LOG: RangeInclusive<u64> = 1 << 10..=16 << 20;
+pub(super) const LOG_LINE: RangeInclusive<u64> = 80..=neoc_abi::log::MAX_LINE_BYTES as u64;
+pub(super) const STORE: RangeInclusive<u64> = 1 << 10..=1 << 40;
+pub(super) const VALUE: RangeInclusive<u64> = 1..=10 << 20;
+pub(super) const FILES: RangeInclusive<u64> = 1 << 10..=16 << 40;
+pub(super) const MAX_FS_FILES: u32 = 10_000_000;
 pub(super) const MAX_WEIGHT: u32 = 100;
 /// Most events that a rate counts.
 pub(super) const MAX_RATE: u32 = 1_000_000;
@@ -128,44 +144,138 @@ impl fmt::Display for Rate {
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: LimitsToml, at: &str, errors: &mut Errors<'_>) -> Limits {
-    let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = raw;
+    let LimitsToml {
+        memory,
+        cpu,
+        wall,
+        requests,
+        operations,
+        pending_operations,
+        tasks,
+        timers,
+        connections,
+        subrequests,
+        egress,
+        ingress,
+        request_body,
+        response_body,
+        log,
+        log_line,
+        kv,
+        kv_value,
+        fs,
+        fs_files,
+        weight,
+    } = raw;
     let default = Limits::default();
+    let mut table = Table { at, errors };
     let wall_written = wall.is_some();
-    let wall = errors.value(&child(at, "wall"), wall.as_ref(), |text| self::wall(text));
+    let wall = table.text("wall", wall, self::wall);
     // A wall that is wrong says nothing about the computing time.
     let cpu_ceiling = if wall_written { wall.unwrap_or(MAX_WALL) } else { default.wall };
-    let cpu = errors.value(&child(at, "cpu"), cpu.as_ref(), |text| self::cpu(text, cpu_ceiling));
+    let cpu = table.text("cpu", cpu, |text| self::cpu(text, cpu_ceiling));
+    let log = table.text("log", log, units::byte_rate).unwrap_or(default.log);
+    let log_line = table.text("log_line", log_line, |text| self::log_line(text, log));
     Limits {
-        memory_bytes: errors
-            .value(&child(at, "memory"), memory.as_ref(), |text| self::memory(text))
-            .unwrap_or(default.memory_bytes),
+        memory_bytes: table.text("memory", memory, self::memory).unwrap_or(default.memory_bytes),
         // A default is lowered to what the operator wrote; what the operator wrote is never changed.
         cpu: cpu.unwrap_or(default.cpu.min(cpu_ceiling)),
         wall: wall.unwrap_or(default.wall),
-        requests: errors
-            .value(&child(at, "requests"), requests.as_ref(), |text| units::rate(text))
-            .unwrap_or(default.requests),
-        operations: errors
-            .value(&child(at, "operations"), operations.as_ref(), |text| units::rate(text))
-            .unwrap_or(default.operations),
-        connections: errors
-            .value(&child(at, "connections"), connections.as_ref(), self::connections)
+        requests: table.text("requests", requests, units::rate).unwrap_or(default.requests),
+        operations: table.text("operations", operations, units::rate).unwrap_or(default.operations),
+        pending_operations: table
+            .number("pending_operations", pending_operations, 1..=MAX_PENDING_OPERATIONS, "operations", "64")
+            .unwrap_or(default.pending_operations),
+        tasks: table.number("tasks", tasks, 1..=MAX_TASKS, "tasks", "1000").unwrap_or(default.tasks),
+        timers: table.number("timers", timers, 1..=MAX_TIMERS, "timers", "1000").unwrap_or(default.timers),
+        connections: table
+            .number("connections", connections, 1..=MAX_CONNECTIONS, "connections", "32; to allow none, grant no http")
             .unwrap_or(default.connections),
-        weight: errors.value(&child(at, "weight"), weight.as_ref(), self::weight).unwrap_or(default.weight),
-        ..default
+        subrequests: table
+            .number("subrequests", subrequests, 1..=MAX_SUBREQUESTS, "requests", "50; to allow none, grant no http")
+            .unwrap_or(default.subrequests),
+        egress_bytes: table.bytes("egress", egress, TRAFFIC, "\"100 MiB\"").unwrap_or(default.egress_bytes),
+        ingress_bytes: table.bytes("ingress", ingress, TRAFFIC, "\"500 MiB\"").unwrap_or(default.ingress_bytes),
+        request_body_bytes: table
+            .bytes("request_body", request_body, BODY, "\"10 MiB\"")
+            .unwrap_or(default.request_body_bytes),
+        response_body_bytes: table
+            .bytes("response_body", response_body, BODY, "\"10 MiB\"")
+            .unwrap_or(default.response_body_bytes),
+        log,
+        log_line_bytes: log_line.unwrap_or(default.log_line_bytes.min(log.count.get())),
+        kv_bytes: table.bytes("kv", kv, STORE, "\"100 MiB\"").unwrap_or(default.kv_bytes),
+        kv_value_bytes: table.bytes("kv_value", kv_value, VALUE, "\"1 MiB\"").unwrap_or(default.kv_value_bytes),
+        fs_bytes: table.bytes("fs", fs, FILES, "\"100 MiB\"").unwrap_or(default.fs_bytes),
+        fs_files: table
+            .number("fs_files", fs_files, 1..=MAX_FS_FILES, "files and directories", "10000")
+            .map_or(default.fs_files, |number| number.get().into()),
+        weight: table.number("weight", weight, 1..=MAX_WEIGHT, "turns", "1").unwrap_or(default.weight),
     }
 }
 
-fn weight(number: &i64) -> Result<NonZeroU32, Broken> {
-    u32::try_from(*number)
-        .ok()
-        .filter(|number| *number <= MAX_WEIGHT)
-        .and_then(NonZeroU32::new)
-        .ok_or_else(|| Broken::new("a weight of 1 to 100").write("1"))
+/// The table, and where what is wrong with it goes.
+struct Table<'a, 's> {
+    at: &'a str,
+    errors: &'a mut Errors<'s>,
+}
+
+impl Table<'_, '_> {
+    fn text<T>(
+        &mut self,
+        key: &str,
+        written: Option<Text>,
+        parse: impl FnOnce(&str) -> Result<T, Broken>,
+    ) -> Option<T> {
+        self.errors.value(&child(self.at, key), written.as_ref(), |text| parse(text))
+    }
+
+    fn bytes(&mut self, key: &str, written: Option<Text>, range: RangeInclusive<u64>, example: &str) -> Option<u64> {
+        self.text(key, written, |text| self::bytes(text, &range, example))
+    }
+
+    fn number(
+        &mut self,
+        key: &str,
+        written: Option<Spanned<i64>>,
+        range: RangeInclusive<u32>,
+        what: &str,
+        example: &str,
+    ) -> Option<NonZeroU32> {
+        self.errors.value(&child(self.at, key), written.as_ref(), |n| self::number(*n, &range, what, example))
+    }
+}
+
+fn number(written: i64, range: &RangeInclusive<u32>, what: &str, example: &str) -> Result<NonZeroU32, Broken> {
+    let number = u32::try_from(written).ok().filter(|number| range.contains(number)).and_then(NonZeroU32::new);
+    number.ok_or_else(|| Broken::new(format!("{} to {} {what}", range.start(), range.end())).write(example))
+}
+
+fn bytes(text: &str, range: &RangeInclusive<u64>, example: &str) -> Result<u64, Broken> {
+    let bytes = units::bytes(text, example)?;
+    if range.contains(&bytes) {
+        return Ok(bytes);
+    }
+    let (least, most) = (units::shown_bytes(*range.start()), units::shown_bytes(*range.end()));
+    Err(Broken::new(format!("{least} to {most}")).write(example))
+}
+
+fn log_line(text: &str, log: Rate) -> Result<u32, Broken> {
+    let example = "\"8 KiB\"";
+    let bytes = bytes(text, &LOG_LINE, example)?;
+    // As many at once are the most that ever pass.
+    match u32::try_from(bytes).ok().filter(|bytes| *bytes <= log.count.get()) {
+        Some(bytes) => Ok(bytes),
+        None => {
+            let at_once = units::shown_bytes(log.count.get().into());
+            Err(Broken::new(format!("more than the {at_once} of log: no such line would ever be written"))
+                .help("raise log, or lower log_line to it"))
+        }
+    }
 }
 
 fn memory(text: &str) -> Result<u64, Broken> {
-    let bytes = units::bytes(text)?;
+    let bytes = units::bytes(text, "\"32 MiB\"")?;
     if bytes > MAX_MEMORY_BYTES {
         return Err(Broken::new("at most 64 MiB per request").write("\"32 MiB\""));
     }
@@ -195,14 +305,6 @@ fn at_most(text: &str, most: Duration, rule: &str, example: &str) -> Result<Dura
         return Err(Broken::new("at least 1 ms: with no time nothing can run").write(example));
     }
     if time > most { Err(Broken::new(rule).write(example)) } else { Ok(time) }
-}
-
-fn connections(number: &i64) -> Result<NonZeroU32, Broken> {
-    u32::try_from(*number)
-        .ok()
-        .filter(|number| *number <= MAX_CONNECTIONS)
-        .and_then(NonZeroU32::new)
-        .ok_or_else(|| Broken::new("1 to 10000 connections").write("32; to allow none, grant no http"))
 }
 
 #[cfg(test)]
@@ -245,7 +347,31 @@ mod tests {
         for (number, accepted) in
             [(i64::MIN, false), (-1, false), (0, false), (1, true), (10_000, true), (10_001, false), (i64::MAX, false)]
         {
-            assert_eq!(connections(&number).is_ok(), accepted, "{number}");
+            assert_eq!(self::number(number, &(1..=MAX_CONNECTIONS), "", "").is_ok(), accepted, "{number}");
         }
+    }
+
+    #[test]
+    fn sizes_have_a_floor_and_a_ceiling_and_an_error_that_says_so() {
+        for (range, least, under, most, over) in [
+            (TRAFFIC, "1 KiB", Some("1023 B"), "64 GiB", "65 GiB"),
+            (BODY, "0 B", None, "32 MiB", "33554433 B"),
+            (STORE, "1 KiB", Some("1023 B"), "1024 GiB", "1025 GiB"),
+            (VALUE, "1 B", Some("0 B"), "10 MiB", "10485761 B"),
+            (FILES, "1 KiB", Some("0 B"), "16384 GiB", "16385 GiB"),
+            (LOG_LINE, "80 B", Some("79 B"), "64 KiB", "65537 B"),
+        ] {
+            assert!(bytes(least, &range, "").is_ok() && bytes(most, &range, "").is_ok(), "{least} {most}");
+            for text in [under, Some(over), Some("18446744073709551615 B")].into_iter().flatten() {
+                let broken = format!("{:?}", bytes(text, &range, "\"x\"").expect_err(text));
+                assert!(broken.contains(&format!("{least} to {most}")), "{text}: {broken}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_longer_than_what_may_be_logged_at_once_is_a_mistake() {
+        let log = units::byte_rate("1 KiB/s").expect("a rate");
+        assert!(log_line("1 KiB", log).is_ok() && log_line("1025 B", log).is_err());
     }
 }

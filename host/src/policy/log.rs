@@ -5,6 +5,14 @@
 
 use neoc_abi::log::Level;
 
+use super::{
+    error::{Broken, Errors, child},
+    raw::LogToml,
+};
+
+const LEVELS: [(&str, Level); 4] =
+    [("debug", Level::Debug), ("info", Level::Info), ("warn", Level::Warn), ("error", Level::Error)];
+
 /// What is kept of a script's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grant {
@@ -26,6 +34,18 @@ impl Grant {
     pub fn keeps(&self, level: Level) -> bool {
         rank(level) >= rank(self.level)
     }
+}
+
+/// Converts the table; without the key all is kept.
+pub(super) fn enforce(raw: &LogToml, at: &str, errors: &mut Errors<'_>) -> Grant {
+    let LogToml { level } = raw;
+    let level = errors.value(&child(at, "level"), level.as_ref(), |text| self::level(text));
+    level.map_or_else(Grant::default, |level| Grant { level })
+}
+
+fn level(text: &str) -> Result<Level, Broken> {
+    let found = LEVELS.iter().find(|(name, _)| *name == text);
+    found.map(|(_, level)| *level).ok_or_else(|| Broken::new("one of debug, info, warn, error").write("\"info\""))
 }
 
 fn rank(level: Level) -> u8 {

@@ -134,7 +134,7 @@ impl TableToml for HostToml {
             form: Form::Text("a path"),
             default: "(none)",
             example: r#""../audit.jsonl""#,
-            doc: "File that gets a line of JSON for every decision. Without one, refusals go to the log, each tenant's within a quota.",
+            doc: "File that gets a line of JSON for every decision. Without one, refusals go to the log, each tenant's within a quota. Read at the start only.",
         },
     ];
 }
@@ -209,8 +209,36 @@ pub struct LimitsToml {
     pub requests: Option<Text>,
     /// Broker operations.
     pub operations: Option<Text>,
+    /// Operations of one VM under way at once.
+    pub pending_operations: Option<Spanned<i64>>,
+    /// Tasks of one VM alive at once.
+    pub tasks: Option<Spanned<i64>>,
+    /// Timers of one VM that run at once.
+    pub timers: Option<Spanned<i64>>,
     /// Outbound connections at once.
     pub connections: Option<Spanned<i64>>,
+    /// Outbound requests and connections of one request.
+    pub subrequests: Option<Spanned<i64>>,
+    /// Bytes that one request sends.
+    pub egress: Option<Text>,
+    /// Bytes that one request receives.
+    pub ingress: Option<Text>,
+    /// Longest body of a request.
+    pub request_body: Option<Text>,
+    /// Longest body of a response.
+    pub response_body: Option<Text>,
+    /// Bytes that are logged.
+    pub log: Option<Text>,
+    /// Longest line of the log.
+    pub log_line: Option<Text>,
+    /// Bytes in the store.
+    pub kv: Option<Text>,
+    /// Longest value in the store.
+    pub kv_value: Option<Text>,
+    /// Bytes in the granted directories.
+    pub fs: Option<Text>,
+    /// Files in the granted directories.
+    pub fs_files: Option<Spanned<i64>>,
     /// Share of the script workers, beside the others'.
     pub weight: Option<Spanned<i64>>,
 }
@@ -253,11 +281,109 @@ impl TableToml for LimitsToml {
             doc: "Calls of granted capabilities. Over it: an error of kind `limit`, which the script can catch.",
         },
         Key {
+            name: "pending_operations",
+            form: Form::Count { least: 1, most: limits::MAX_PENDING_OPERATIONS as i64 },
+            default: "64",
+            example: "64",
+            doc: "Calls of one VM under way at once, timers not counted. A worker is a VM of its own. Over it: an error of kind `limit`.",
+        },
+        Key {
+            name: "tasks",
+            form: Form::Count { least: 1, most: limits::MAX_TASKS as i64 },
+            default: "1000",
+            example: "1000",
+            doc: "Tasks of one VM that have not ended. Over it: an error of kind `limit`.",
+        },
+        Key {
+            name: "timers",
+            form: Form::Count { least: 1, most: limits::MAX_TIMERS as i64 },
+            default: "1000",
+            example: "1000",
+            doc: "Waits and delays of one VM at once. Over it: an error of kind `limit`.",
+        },
+        Key {
             name: "connections",
             form: Form::Count { least: 1, most: limits::MAX_CONNECTIONS as i64 },
             default: "32",
             example: "32",
-            doc: "Outbound connections of the tenant at once. Over it calls wait their turn.",
+            doc: "Outbound connections of the tenant at once. Over it a request waits its turn, no longer than for its own timeout; a socket is refused.",
+        },
+        Key {
+            name: "subrequests",
+            form: Form::Count { least: 1, most: limits::MAX_SUBREQUESTS as i64 },
+            default: "50",
+            example: "50",
+            doc: "Outbound requests and connections of one request, redirects counted, with those of its workers and detached tasks. Over it: an error of kind `limit`.",
+        },
+        Key {
+            name: "egress",
+            form: Form::Size { least: *limits::TRAFFIC.start(), most: *limits::TRAFFIC.end() },
+            default: r#""100 MiB""#,
+            example: r#""100 MiB""#,
+            doc: "Bytes that one request may send to others, with its workers and detached tasks: URLs, headers and bodies, not what TLS and TCP add. What would go over it is not sent at all. The answer to its client is not counted.",
+        },
+        Key {
+            name: "ingress",
+            form: Form::Size { least: *limits::TRAFFIC.start(), most: *limits::TRAFFIC.end() },
+            default: r#""500 MiB""#,
+            example: r#""500 MiB""#,
+            doc: "Bytes that one request may receive from others, with its workers and detached tasks: headers and bodies as they come, before they are unpacked. Over it: an error of kind `limit`. What its client sends is not counted.",
+        },
+        Key {
+            name: "request_body",
+            form: Form::Size { least: *limits::BODY.start(), most: *limits::BODY.end() },
+            default: r#""10 MiB""#,
+            example: r#""10 MiB""#,
+            doc: "Longest body of a request. A client's longer one is answered with 413, the script's own is an error of kind `limit`.",
+        },
+        Key {
+            name: "response_body",
+            form: Form::Size { least: *limits::BODY.start(), most: *limits::BODY.end() },
+            default: r#""10 MiB""#,
+            example: r#""10 MiB""#,
+            doc: "Longest body of a response, unpacked. An upstream's longer one is an error of kind `limit`; a script that answers with a longer one has failed.",
+        },
+        Key {
+            name: "log",
+            form: Form::Flow { least: *limits::LOG.start(), most: *limits::LOG.end() },
+            default: r#""64 KiB/s""#,
+            example: r#""64 KiB/s""#,
+            doc: "Bytes of the script's lines in the log. Lines over it are dropped, and counted.",
+        },
+        Key {
+            name: "log_line",
+            form: Form::Size { least: *limits::LOG_LINE.start(), most: *limits::LOG_LINE.end() },
+            default: r#""8 KiB""#,
+            example: r#""8 KiB""#,
+            doc: "Longest line of the log. Not more than `log` allows at once. A longer one is cut.",
+        },
+        Key {
+            name: "kv",
+            form: Form::Size { least: *limits::STORE.start(), most: *limits::STORE.end() },
+            default: r#""100 MiB""#,
+            example: r#""100 MiB""#,
+            doc: "Bytes in the tenant's store, keys and values together. Over it: an error of kind `limit`; what makes it less is always possible.",
+        },
+        Key {
+            name: "kv_value",
+            form: Form::Size { least: *limits::VALUE.start(), most: *limits::VALUE.end() },
+            default: r#""1 MiB""#,
+            example: r#""1 MiB""#,
+            doc: "Longest value in the store. Over it: an error of kind `limit`.",
+        },
+        Key {
+            name: "fs",
+            form: Form::Size { least: *limits::FILES.start(), most: *limits::FILES.end() },
+            default: r#""100 MiB""#,
+            example: r#""100 MiB""#,
+            doc: "Bytes of all files in the tenant's read-write directories. Over it: an error of kind `limit`; what makes it less is always possible. Directories within one another, of other tenants too, are counted as one. Files that the operator adds or removes are noticed before a write is refused, at the latest after 10 seconds, and at the start.",
+        },
+        Key {
+            name: "fs_files",
+            form: Form::Count { least: 1, most: limits::MAX_FS_FILES as i64 },
+            default: "10000",
+            example: "10000",
+            doc: "Files and directories in the tenant's read-write directories, counted as for `fs`.",
         },
         Key {
             name: "weight",
@@ -283,6 +409,8 @@ pub struct AllowToml {
     pub detach: Option<Spanned<DetachToml>>,
     /// `[tenant.NAME.allow.workers]`
     pub workers: Option<Spanned<WorkersToml>>,
+    /// `[tenant.NAME.allow.log]`
+    pub log: Option<Spanned<LogToml>>,
 }
 
 impl TableToml for AllowToml {
@@ -321,6 +449,13 @@ impl TableToml for AllowToml {
             default: "",
             example: "{}",
             doc: "Further VMs, on other processors, for a request that computes a lot. They share its `cpu` and its `wall`; each has `memory` of its own and takes one of the host's `instances`.",
+        },
+        Key {
+            name: "log",
+            form: Form::Table(LogToml::KEYS),
+            default: "",
+            example: r#"{ level = "info" }"#,
+            doc: "Lines of the script's. Logging is the one thing that needs no grant: a script that may not say what went wrong cannot be operated, what it says goes to nobody but its operator, and `limits.log` bounds how much. This table keeps less of it.",
         },
     ];
 }
@@ -466,6 +601,24 @@ impl TableToml for WorkersToml {
     }];
 }
 
+/// `[tenant.NAME.allow.log]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogToml {
+    /// `debug`, `info`, `warn` or `error`.
+    pub level: Option<Text>,
+}
+
+impl TableToml for LogToml {
+    const KEYS: &'static [Key] = &[Key {
+        name: "level",
+        form: Form::Word(&["debug", "info", "warn", "error"]),
+        default: r#""debug""#,
+        example: r#""info""#,
+        doc: "The least level that is kept. `print` counts as `info`.",
+    }];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,10 +640,35 @@ mod tests {
         let TenantToml { script, routes, limits, mode, allow } = examples();
         assert!(script.is_some() && routes.is_some() && mode.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
-        let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
-        assert!(memory.is_some() && cpu.is_some() && wall.is_some());
-        assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv, detach, workers } = examples();
+        let LimitsToml {
+            memory,
+            cpu,
+            wall,
+            requests,
+            operations,
+            pending_operations,
+            tasks,
+            timers,
+            connections,
+            subrequests,
+            egress,
+            ingress,
+            request_body,
+            response_body,
+            log,
+            log_line,
+            kv,
+            kv_value,
+            fs,
+            fs_files,
+            weight,
+        } = examples();
+        let texts = [memory, cpu, wall, requests, operations, egress, ingress, request_body, response_body, log];
+        assert!(texts.iter().chain(&[log_line, kv, kv_value, fs]).all(Option::is_some));
+        let numbers = [pending_operations, tasks, timers, connections, subrequests, fs_files, weight];
+        assert!(numbers.iter().all(Option::is_some));
+        let AllowToml { http, fs, kv, detach, workers, log } = examples();
+        assert!(log.is_some());
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
@@ -499,6 +677,8 @@ mod tests {
         let FsToml { path, dir, access } = examples();
         assert!(path.is_some() && dir.is_some() && access.is_some());
         let KvToml {} = examples();
+        let LogToml { level } = examples();
+        assert!(level.is_some());
         let WorkersToml { count } = examples();
         assert!(count.is_some());
     }

@@ -216,7 +216,7 @@ impl From<Refusal> for OperationError {
             target: Some(target),
             fix,
             reason: Some(reason.as_str().to_owned()),
-            rule: Some(rule.map_or_else(|| NO_RULE.to_owned(), |place| place.without_folder())),
+            rule: Some(rule.map_or_else(|| NO_RULE.to_owned(), |place| place.in_short())),
             ..Self::new(ErrorKind::Denied, message)
         }
     }

@@ -70,12 +70,11 @@ impl Place {
     pub fn new(file: impl Into<Arc<Path>>, line: u32) -> Self {
         Self { file: file.into(), line }
     }
-}
 
-impl Place {
-    /// As a script may read it: it learns no folder of the host's.
-    pub fn without_folder(&self) -> String {
-        format!("{}:{}", self.file.file_name().unwrap_or_default().to_string_lossy(), self.line)
+    /// As a script may know it, without the operator's folders: `demo.toml:12`.
+    pub fn in_short(&self) -> String {
+        let file = self.file.file_name().unwrap_or_default();
+        format!("{}:{}", Path::new(file).display(), self.line)
     }
 }
 

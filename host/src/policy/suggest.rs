@@ -147,14 +147,13 @@ impl Wanted {
             ));
         }
         // Origins that need the same are one rule: it allows nothing that was not asked for.
-        let mut rules: BTreeMap<(Vec<&String>, Vec<&String>), (Vec<&str>, u64)> = BTreeMap::new();
+        let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (name, origin) in &self.http {
-            let key = (origin.methods.iter().collect(), origin.addresses.iter().collect());
-            let rule = rules.entry(key).or_default();
-            rule.0.push(name);
-            rule.1 += origin.n_calls;
+            rules.entry((&origin.methods, &origin.addresses)).or_default().push((name, origin.n_calls));
         }
-        for ((methods, addresses), (hosts, n)) in rules {
+        for ((methods, addresses), origins) in rules {
+            let n: u64 = origins.iter().map(|(_, n)| n).sum();
+            let hosts = origins.into_iter().map(|(name, _)| name);
             line(format_args!("[[tenant.{tenant}.allow.http]] # {n} calls"));
             line(format_args!("hosts = [{}]", list(hosts)));
             if !addresses.is_empty() {
@@ -177,8 +176,8 @@ impl Wanted {
     }
 }
 
-fn list(texts: Vec<impl AsRef<str>>) -> String {
-    texts.iter().map(|text| quoted(text.as_ref())).collect::<Vec<_>>().join(", ")
+fn list<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    texts.into_iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ")
 }
 
 /// Spelled such that a comment ends with its line, whatever a script wrote.

@@ -159,7 +159,7 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv, detach, workers } = raw;
+    let AllowToml { http, fs, kv, detach, workers, log } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
@@ -175,7 +175,7 @@ fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
             let span = workers.span();
             workers::enforce(workers.into_inner(), &child(at, "workers"), &span, errors)
         }),
-        log: log::Grant::default(),
+        log: log.map(|log| log::enforce(log.get_ref(), &child(at, "log"), errors)).unwrap_or_default(),
     }
 }
 

@@ -100,6 +100,47 @@ fn every_key_of_a_file_is_enforced_as_written() {
 }
 
 #[test]
+fn every_limit_is_enforced_as_written() {
+    let numbers =
+        "pending_operations = 1\ntasks = 2\ntimers = 3\nconnections = 4\nsubrequests = 5\nweight = 6\nfs_files = 7\n";
+    let sizes = "egress = \"1 KiB\"\ningress = \"2 KiB\"\nrequest_body = \"3 B\"\nresponse_body = \"4 B\"\n\
+        log_line = \"85 B\"\nkv = \"6 KiB\"\nkv_value = \"7 B\"\nfs = \"8 KiB\"\nmemory = \"9 MiB\"\n";
+    let others = "log = \"10 KiB/m\"\nrequests = \"11/h\"\noperations = \"12/m\"\ncpu = \"13 ms\"\nwall = \"14 s\"\n";
+    let policy = parse(&format!(
+        "[tenant.a]\nscript = \"a.luau\"\n[tenant.a.limits]\n{numbers}{sizes}{others}\
+         [tenant.a.allow.log]\nlevel = \"warn\"\n"
+    ));
+    let tenant = policy.tenant("a").expect("there");
+    let count = |n| std::num::NonZeroU32::new(n).expect("not 0");
+    let rate = |n, seconds| Rate { count: count(n), per: std::time::Duration::from_secs(seconds) };
+    let expected = Limits {
+        pending_operations: count(1),
+        tasks: count(2),
+        timers: count(3),
+        connections: count(4),
+        subrequests: count(5),
+        weight: count(6),
+        fs_files: 7,
+        egress_bytes: 1 << 10,
+        ingress_bytes: 2 << 10,
+        request_body_bytes: 3,
+        response_body_bytes: 4,
+        log_line_bytes: 85,
+        kv_bytes: 6 << 10,
+        kv_value_bytes: 7,
+        fs_bytes: 8 << 10,
+        memory_bytes: 9 << 20,
+        log: rate(10 << 10, 60),
+        requests: rate(11, 3600),
+        operations: rate(12, 60),
+        cpu: std::time::Duration::from_millis(13),
+        wall: std::time::Duration::from_secs(14),
+    };
+    assert_eq!(tenant.limits, expected);
+    assert_eq!(tenant.allow.log, log::Grant { level: neoc_abi::log::Level::Warn });
+}
+
+#[test]
 fn requests_go_to_the_tenant_that_owns_the_route() {
     let policy = parse(EXAMPLE);
     let owner = |host, path| policy.route(host, path).map(|tenant| tenant.name.clone());
@@ -149,8 +190,7 @@ fn the_commented_policy_shows_every_key() {
     all_keys(Policy::keys(), &mut |key| {
         let forms = [
             format!("{} = ", key.name),
-            format!("{}]\n", key.name),
-            format!("{}]]\n", key.name),
+            format!("{}]", key.name),
             format!("[{}.", key.name),
             format!(".{}.", key.name),
         ];

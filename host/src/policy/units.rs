@@ -5,13 +5,17 @@
 //! | `"32 MiB"` | a whole number, one space, and B, KiB, MiB or GiB (powers of 1024) |
 //! | `"50 ms"` | a whole number, one space, and ms, s or m |
 //! | `"200/s"` | a whole number, and s, m or h: so many in each second, minute or hour |
+//! | `"64 KiB/s"` | a size, and s, m or h: so many bytes in each second, minute or hour |
 //!
 //! There is one way to write each. A fraction could be rounded two ways, `MB` has two meanings, and a
 //! value with a stray space was not what the operator meant to write; all of them are refused.
 
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{error::Broken, limits::Rate};
+use super::{
+    error::Broken,
+    limits::{self, Rate},
+};
 
 const BYTE_UNITS: &[(&str, u64)] = &[("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 const TIME_UNITS_MS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000)];
@@ -24,8 +28,8 @@ const MAX_RATE_COUNT: u64 = 1_000_000;
 ///
 /// # Errors
 /// The rule that the text breaks, with an example.
-pub(super) fn bytes(text: &str) -> Result<u64, Broken> {
-    quantity(text, ' ', BYTE_UNITS, "\"32 MiB\"").map(|(_, bytes)| bytes)
+pub(super) fn bytes(text: &str, example: &str) -> Result<u64, Broken> {
+    quantity(text, ' ', BYTE_UNITS, example).map(|(_, bytes)| bytes)
 }
 
 /// A time such as `50 ms`.
@@ -65,6 +69,26 @@ pub(super) fn rate(text: &str) -> Result<Rate, Broken> {
     let count = count.ok_or_else(|| Broken::new("a rate counts 1 to 1000000 events").write(example))?;
     // The number is at least 1 here, so the factor comes back exactly.
     Ok(Rate { count, per: Duration::from_secs(total / number) })
+}
+
+/// A rate of bytes such as `64 KiB/s`.
+///
+/// # Errors
+/// The rule that the text breaks, with an example.
+pub(super) fn byte_rate(text: &str) -> Result<Rate, Broken> {
+    let example = "\"64 KiB/s\"";
+    let Some((size, unit)) = text.split_once('/') else {
+        let rule = format!("a size, then \"/\", then {}", names(RATE_UNITS_S));
+        return Err(Broken::new(rule).write(example));
+    };
+    let Some((_, seconds)) = RATE_UNITS_S.iter().find(|(name, _)| *name == unit) else {
+        return Err(Broken::new(format!("the unit {unit:?} is not one of {}", names(RATE_UNITS_S))).write(example));
+    };
+    let (_, bytes) = quantity(size, ' ', BYTE_UNITS, example)?;
+    let count = u32::try_from(bytes).ok().filter(|_| limits::LOG.contains(&bytes)).and_then(NonZeroU32::new);
+    let (least, most) = (shown_bytes(*limits::LOG.start()), shown_bytes(*limits::LOG.end()));
+    let count = count.ok_or_else(|| Broken::new(format!("{least} to {most} in that time")).write(example))?;
+    Ok(Rate { count, per: Duration::from_secs(*seconds) })
 }
 
 /// The number before the separator, and it times the unit's factor.
@@ -134,7 +158,7 @@ mod tests {
             ("18446744073709551615 B", u64::MAX),
             ("17179869183 GiB", 17_179_869_183 << 30),
         ] {
-            assert_eq!(bytes(text), Ok(expected), "{text}");
+            assert_eq!(bytes(text, "\"32 MiB\""), Ok(expected), "{text}");
         }
     }
 
@@ -168,7 +192,7 @@ mod tests {
             "99999999999999999999999 B",
             "32\u{a0}MiB",
         ] {
-            assert!(bytes(text).is_err(), "{text:?}");
+            assert!(bytes(text, "\"32 MiB\"").is_err(), "{text:?}");
         }
     }
 
@@ -181,7 +205,7 @@ mod tests {
             ("64 KB ", "\"64 KiB\""),
             ("10 MiB ", "\"10 MiB\""),
         ] {
-            let broken = format!("{:?}", bytes(text).expect_err(text));
+            let broken = format!("{:?}", bytes(text, "\"32 MiB\"").expect_err(text));
             assert!(broken.contains(&format!("{:?}", format!("write for example {expected}"))), "{text}: {broken}");
         }
     }
@@ -194,6 +218,20 @@ mod tests {
         assert_eq!(duration("5 m"), Ok(Duration::from_secs(300)));
         for text in ["50ms", "50", "0.5 s", "-1 s", "5 min", "5 M", "1 h", "18446744073709551615 m", "s", "50 ms "] {
             assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn rates_of_bytes_are_exact_or_refused() {
+        for (text, count, seconds) in [("1 KiB/s", 1 << 10, 1), ("16 MiB/m", 16 << 20, 60), ("65536 B/h", 65_536, 3600)]
+        {
+            let rate = byte_rate(text).expect(text);
+            assert_eq!((rate.count.get(), rate.per), (count, Duration::from_secs(seconds)), "{text}");
+        }
+        for text in
+            ["", "64 KiB", "64KiB/s", "64 KB/s", "64 KiB/d", "64 KiB/ s", "1023 B/s", "16777217 B/s", "1/s", "-1 KiB/s"]
+        {
+            assert!(byte_rate(text).is_err(), "{text:?}");
         }
     }
 
