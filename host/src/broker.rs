@@ -28,7 +28,7 @@ use self::{account::Counts, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
-    policy::{Mode, Place, Refusal, Tenant},
+    policy::{self, Limits, Mode, Place, Refusal, Tenant},
 };
 
 /// Decides for all tenants.
@@ -68,6 +68,21 @@ pub enum Permit {
     Module(module::Permit),
     /// For [`crate::capability::workers`].
     Workers(workers::Permit),
+}
+
+impl Permit {
+    /// The capability's name in errors, logs and metrics.
+    pub fn capability(&self) -> &'static str {
+        match self {
+            Self::Http(_) => policy::http::CAPABILITY,
+            Self::Fs(_) => policy::fs::CAPABILITY,
+            Self::Kv(_) => policy::kv::CAPABILITY,
+            Self::Time(_) => "time",
+            Self::Detach(_) => policy::detach::CAPABILITY,
+            Self::Module(_) => "module",
+            Self::Workers(_) => policy::workers::CAPABILITY,
+        }
+    }
 }
 
 /// Why there is no permit.
@@ -197,6 +212,13 @@ impl Broker {
         };
         self.audit.record(&decision, &caller.account.refusals);
         decided.map(|(permit, _)| permit).map_err(Refused::into_error)
+    }
+
+    /// Counts and logs a limit that a permitted effect went over on its way, such as `ingress`.
+    pub fn note_limit(&self, caller: &Caller, capability: &'static str, error: &OperationError) {
+        let Some(limit) = error.limit.as_deref().and_then(Limits::key) else { return };
+        let who = (caller.tenant.name.as_str(), &*caller.request);
+        self.audit.record_limit(who, capability, limit, &error.message, &caller.account.refusals);
     }
 
     /// Counters of all decisions so far.

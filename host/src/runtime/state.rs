@@ -258,15 +258,20 @@ impl Effects {
         let (launch, gone) = self.launch_for(&permit).unzip();
         let (completions, io) = (self.completions.clone(), self.line.io.clone());
         let completion = CompleteOnDrop { id, completions, outcome: None, gone, io };
+        let (broker, caller, name) = (Arc::clone(&self.line.broker), Arc::clone(&self.caller), permit.capability());
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
             let effect = capability::perform(&capabilities, &modules, launch, permit);
             let effect = AssertUnwindSafe(effect).catch_unwind();
-            completion.outcome = Some(effect.await.unwrap_or_else(|_| {
+            let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
-            }));
+            });
+            if let Err(error) = &outcome {
+                broker.note_limit(&caller, name, error);
+            }
+            completion.outcome = Some(outcome);
         };
         self.awaited.insert(id, self.running.spawn_on(work, &self.line.io));
         None

@@ -134,7 +134,9 @@ impl Service {
             return plain(StatusCode::NOT_FOUND, "no such page", id);
         };
         let limits = &tenant.policy.limits;
+        let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
         if let Err(over) = tenant.requests.try_take() {
+            count_limit("requests");
             tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
                 limit = "requests", value = %limits.requests, "refused: over the tenant's limit");
             let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
@@ -146,6 +148,7 @@ impl Service {
         let body = match inbound::read_body(body, limits.request_body_bytes).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
+                count_limit("request_body");
                 tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
                     limit = "request_body", value = shown_bytes(limits.request_body_bytes), "refused: over the tenant's limit");
                 return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id);
@@ -182,14 +185,23 @@ impl Service {
             effects,
             detach: tenant.policy.usable_detach(),
         };
+        let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
         match self.runtime.run(job).await {
             Ok(ended) => {
+                if matches!(&ended.finish, Finish::Response(response) if is_too_large(&response.body, limits)) {
+                    count_limit("response_body");
+                }
                 let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
                 let n_stalls = ended.n_stalls;
                 tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
                 finished(ended.finish, tenant, id)
             }
-            Err(failure) => failed(&failure, tenant, id),
+            Err(failure) => {
+                if let Some((limit, _)) = failure.limit() {
+                    count_limit(limit);
+                }
+                failed(&failure, tenant, id)
+            }
         }
     }
 }
