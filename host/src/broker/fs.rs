@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use neoc_abi::fs::Operation;
 
-use super::{Caller, Decided};
-use crate::policy::{Place, fs};
+use super::{Basis, Caller, Decided};
+use crate::policy::fs;
 
 /// Leave to do one operation at one place below a granted directory.
 pub struct Permit {
@@ -34,15 +34,10 @@ impl Permit {
 
 /// Decides by the longest grant that covers the path.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
-    let (grants, path, writes) = (&caller.tenant.allow.fs, operation.path(), operation.writes());
-    let (basis, located) = match fs::decide(grants, path, writes) {
-        Ok(located) => (caller.basis(Ok(located.grant.place.clone()))?, located),
-        // In report mode too there are no directories but the granted ones: outside of them a call is refused.
-        Err(refusal) => match fs::locate(grants, path, writes) {
-            Some(located) => (caller.basis(Err::<Place, _>(refusal))?, located),
-            None => return Err(caller.refuse(refusal)),
-        },
-    };
+    // In report mode too: there are no directories but the granted ones, and no quota for one granted for reading.
+    let located = fs::decide(&caller.tenant.allow.fs, operation.path(), operation.writes())
+        .map_err(|refusal| caller.refuse(refusal))?;
+    let basis = Basis { rule: Some(located.grant.place.clone()), reported: None };
     let (grant_index, relative) = (located.grant_index, located.relative);
     Ok((Permit { caller: Arc::clone(caller), grant_index, relative, operation }, basis))
 }

@@ -205,13 +205,6 @@ pub fn decide<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Result<Locat
     Ok(Located { grant, grant_index, relative: PathBuf::from(if below.is_empty() { "." } else { below }) })
 }
 
-/// Where a path leads, whatever may be done there. None: to no granted directory, or to one itself with the wish
-/// to change it.
-pub fn locate<'a>(grants: &'a [Grant], path: &str, writes: bool) -> Option<Located<'a>> {
-    let located = decide(grants, path, false).ok()?;
-    (!writes || located.relative.as_os_str() != ".").then_some(located)
-}
-
 /// The directory that a fix grants: the first of the path. A path of one name is taken for a directory
 /// that is listed, unless it is written to or its dot makes it look like a file in the root.
 fn path_to_grant(asked: &VirtualPath, writes: bool) -> String {

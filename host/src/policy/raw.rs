@@ -183,7 +183,7 @@ impl TableToml for TenantToml {
             form: Form::Word(&["enforce", "report"]),
             default: r#""enforce""#,
             example: r#""enforce""#,
-            doc: "`report` lets a call pass that some rule could allow, and records it with the fix that would allow it. What no rule can allow, limits, and files outside of granted directories are refused all the same.",
+            doc: "`report` lets a call pass that some rule could allow, and records it with the fix that would allow it. What no rule can allow, limits, and files are refused all the same.",
         },
         Key {
             name: "allow",
