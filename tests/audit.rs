@@ -23,10 +23,10 @@ fn records(file: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
 }
 
-/// Capability, operation, target, outcome and reason.
+/// Capability, operation, target, address, outcome and reason.
 fn summary(record: &Value) -> String {
     let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
-    ["capability", "operation", "target", "outcome", "reason"].map(text).join(" ")
+    ["capability", "operation", "target", "address", "outcome", "reason"].map(text).join(" ")
 }
 
 #[test]
@@ -53,13 +53,16 @@ fn every_decision_is_a_record_and_a_redirect_is_one_of_its_own() {
     let log = host.stop();
     let records = records(&folder.path().join("audit.jsonl"));
     let expected = [
-        format!("http GET {origin}/redirect/302 allow -"),
-        format!("http GET {there} allow -"),
-        format!("http GET {origin}/redirect/302 allow -"),
-        "http GET …@127.0.0.1/x refuse bad_target".to_owned(),
-        "http GET http://localhost:1/x refuse host_not_allowed".to_owned(),
-        "kv get k allow -".to_owned(),
-        "fs read /data/x refuse not_granted".to_owned(),
+        format!("http GET {origin}/redirect/302 - allow -"),
+        format!("http GET {origin}/redirect/302 127.0.0.1 allow -"),
+        format!("http GET {there} - allow -"),
+        format!("http GET {there} 127.0.0.1 allow -"),
+        format!("http GET {origin}/redirect/302 - allow -"),
+        format!("http GET {origin}/redirect/302 127.0.0.1 allow -"),
+        "http GET …@127.0.0.1/x - refuse bad_target".to_owned(),
+        "http GET http://localhost:1/x - refuse host_not_allowed".to_owned(),
+        "kv get k - allow -".to_owned(),
+        "fs read /data/x - refuse not_granted".to_owned(),
     ];
     assert_eq!(records.iter().map(summary).collect::<Vec<_>>(), expected);
     for record in &records {
@@ -68,6 +71,11 @@ fn every_decision_is_a_record_and_a_redirect_is_one_of_its_own() {
         assert_eq!(record["tenant"], "a");
         assert_eq!(record["request"], answer.headers["x-request-id"].as_str());
         assert_eq!(record["policy"].as_str().unwrap().len(), 12);
+        let site = record["site"].as_str().unwrap();
+        assert!(site.starts_with("main.luau:"), "{site}");
+        // Whatever is allowed is by a line of the policy.
+        let rule = record["rule"].as_str().unwrap_or("-");
+        assert_eq!(rule.contains("policy.toml:"), record["outcome"] == "allow", "{record}");
         assert!(record["time"].as_str().unwrap().ends_with('Z'));
         assert_eq!(record["outcome"] == "refuse" && record["reason"] != "bad_target", record["fix"].is_string());
     }

@@ -15,6 +15,7 @@
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`programs`] | random programs end, and leave the host whole |
+//! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
 //! | [`reload`] | a policy replaced while the host runs: all of it or nothing, and no request lost |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
@@ -36,6 +37,7 @@ mod modules;
 mod preemption;
 mod programs;
 mod reload;
+mod report;
 mod support;
 mod tasks;
 mod workers;

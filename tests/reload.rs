@@ -143,7 +143,7 @@ fn a_file_that_changed_is_loaded_without_a_signal() {
     replace(folder.path(), &TENANT.replace("/a", "/b"));
     wait_until("the change", || host.get("/b").status == 200);
     assert_eq!(host.get("/a").status, 404);
-    assert_eq!(host.count(LOADED), 1);
+    wait_until("the line in the log", || host.count(LOADED) == 1);
 }
 
 #[test]

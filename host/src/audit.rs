@@ -74,8 +74,12 @@ pub struct Why<'a> {
     pub fix: Option<&'a str>,
 }
 
-/// What is counted together: capability, outcome, reason. The reason of what was permitted is `allow`.
+/// What is counted together: capability, outcome, reason. The reason of what was permitted is `allow`. The
+/// outcome of a limit that is hit once something is under way is [`LIMIT`], its reason the limit's policy key.
 pub type Label = (&'static str, &'static str, &'static str);
+
+/// The outcome of what was permitted, and went over a limit on its way.
+pub const LIMIT: &str = "limit";
 
 /// Counts and records decisions.
 #[derive(Default)]
@@ -117,6 +121,29 @@ impl Audit {
                 tracing::debug!(target: "neoc::audit", tenant, request, capability, operation, operation_target = target, outcome = "allow");
             }
             (Some(_), _) => {}
+        }
+    }
+
+    /// Counts a limit that something went over on its way: an effect that was permitted, or a `request`. Never
+    /// waits.
+    pub fn count_limit(&self, what: &'static str, limit: &'static str) {
+        *self.counters.lock().entry((what, LIMIT, limit)).or_default() += 1;
+    }
+
+    /// As [`Audit::count_limit`], for an effect of a tenant; the log says so, within its quota.
+    pub fn record_limit(
+        &self,
+        (tenant, request): (&str, &str),
+        capability: &'static str,
+        limit: &'static str,
+        detail: &str,
+        quota: &Quota,
+    ) {
+        self.count_limit(capability, limit);
+        if quota.take_line() {
+            tracing::info!(target: "neoc::audit", tenant, request, capability, outcome = LIMIT, reason = limit, detail);
+        } else {
+            self.n_left_out.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -245,6 +272,16 @@ mod tests {
             verdict,
         };
         audit.record(&decision, &Quota::default());
+    }
+
+    #[test]
+    fn a_limit_on_the_way_is_counted_under_its_key() {
+        let (audit, quota) = (Audit::default(), Quota::default());
+        audit.record_limit(("a", "1"), "http", "ingress", "", &quota);
+        audit.record_limit(("a", "2"), "http", "ingress", "", &quota);
+        audit.count_limit("request", "cpu");
+        let expected = [(("http", LIMIT, "ingress"), 2), (("request", LIMIT, "cpu"), 1)];
+        assert_eq!(audit.counters(), BTreeMap::from(expected));
     }
 
     #[test]

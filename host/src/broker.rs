@@ -28,7 +28,7 @@ use self::{account::Counts, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
-    policy::{Refusal, Tenant},
+    policy::{self, Limits, Mode, Place, Refusal, Tenant},
 };
 
 /// Decides for all tenants.
@@ -70,6 +70,21 @@ pub enum Permit {
     Workers(workers::Permit),
 }
 
+impl Permit {
+    /// The capability's name in errors, logs and metrics.
+    pub fn capability(&self) -> &'static str {
+        match self {
+            Self::Http(_) => policy::http::CAPABILITY,
+            Self::Fs(_) => policy::fs::CAPABILITY,
+            Self::Kv(_) => policy::kv::CAPABILITY,
+            Self::Time(_) => "time",
+            Self::Detach(_) => policy::detach::CAPABILITY,
+            Self::Module(_) => "module",
+            Self::Workers(_) => policy::workers::CAPABILITY,
+        }
+    }
+}
+
 /// Why there is no permit.
 #[derive(Debug)]
 pub(crate) enum Refused {
@@ -79,6 +94,27 @@ pub(crate) enum Refused {
     OverLimit(Exceeded),
     /// The arguments make no sense.
     Invalid(OperationError),
+}
+
+/// On what a permit rests.
+#[derive(Debug, Default)]
+struct Basis {
+    /// The rule that allows the call. Absent where no policy decides, or none allows it.
+    rule: Option<Place>,
+    /// What the call would be refused with, if its tenant were not in report mode.
+    reported: Option<Box<Refusal>>,
+}
+
+/// A permit and what it rests on, or why there is none.
+type Decided<T> = Result<(T, Basis), Refused>;
+
+/// The permit of one capability as one of all.
+fn on<T>(permit: impl FnOnce(T) -> Permit) -> impl FnOnce((T, Basis)) -> (Permit, Basis) {
+    |(of_one, basis)| (permit(of_one), basis)
+}
+
+fn why<'a>(refusal: &'a Refusal, detail: &'a str) -> Why<'a> {
+    Why { reason: refusal.reason.as_str(), detail, fix: refusal.operator_fix() }
 }
 
 impl Broker {
@@ -133,33 +169,35 @@ impl Broker {
         let subject = Subject::of(&operation);
         let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
             Operation::Http(operation) => {
-                http::authorize(caller, operation).map(|permit| Permit::Http(Box::new(permit)))
+                http::authorize(caller, operation).map(on(|permit| Permit::Http(Box::new(permit))))
             }
-            Operation::Fs(operation) => fs::authorize(caller, operation).map(Permit::Fs),
-            Operation::Kv(operation) => kv::authorize(caller, operation).map(Permit::Kv),
-            Operation::Time(operation) => Ok(Permit::Time(time::authorize(operation))),
-            Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
-            Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
-            Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
+            Operation::Fs(operation) => fs::authorize(caller, operation).map(on(Permit::Fs)),
+            Operation::Kv(operation) => kv::authorize(caller, operation).map(on(Permit::Kv)),
+            Operation::Time(operation) => Ok((Permit::Time(time::authorize(operation)), Basis::default())),
+            Operation::Detach(operation) => detach::authorize(caller, &operation).map(on(Permit::Detach)),
+            Operation::Module(operation) => {
+                module::authorize(operation).map(|permit| (Permit::Module(permit), Basis::default()))
+            }
+            Operation::Workers(operation) => workers::authorize(caller, operation).map(on(Permit::Workers)),
         });
         self.audit(caller, &subject, decided)
     }
 
     /// Records a decision, and turns a refusal into what the script may know of it.
-    fn audit<T>(
-        &self,
-        caller: &Caller,
-        subject: &Subject<'_>,
-        decided: Result<T, Refused>,
-    ) -> Result<T, OperationError> {
-        let detail = decided.as_ref().err().map(Refused::operator_detail);
-        let verdict = match (&decided, &detail) {
-            (Err(refused), Some(detail)) => {
-                Verdict::Refuse(Why { reason: refused.label(), detail, fix: refused.operator_fix() })
-            }
-            _ => Verdict::Allow,
+    fn audit<T>(&self, caller: &Caller, subject: &Subject<'_>, decided: Decided<T>) -> Result<T, OperationError> {
+        let detail = match &decided {
+            Ok((_, Basis { reported: Some(refusal), .. })) => refusal.operator_detail(),
+            Ok(_) => String::new(),
+            Err(refused) => refused.operator_detail(),
         };
-        let rule = decided.as_ref().err().and_then(Refused::rule);
+        let (verdict, rule) = match &decided {
+            Ok((_, Basis { reported: Some(refusal), .. })) => {
+                (Verdict::Report(why(refusal, &detail)), refusal.rule.as_ref())
+            }
+            Ok((_, Basis { rule, .. })) => (Verdict::Allow, rule.as_ref()),
+            Err(Refused::NotPermitted(refusal)) => (Verdict::Refuse(why(refusal, &detail)), refusal.rule.as_ref()),
+            Err(refused) => (Verdict::Refuse(Why { reason: refused.label(), detail: &detail, fix: None }), None),
+        };
         let decision = Decision {
             policy: &self.version,
             tenant: &caller.tenant.name,
@@ -169,11 +207,18 @@ impl Broker {
             operation: &subject.operation,
             target: &subject.target,
             address: subject.address,
-            rule: rule.as_ref().map(|rule| rule as &dyn std::fmt::Display),
+            rule: rule.map(|rule| rule as &dyn std::fmt::Display),
             verdict,
         };
         self.audit.record(&decision, &caller.account.refusals);
-        decided.map_err(Refused::into_error)
+        decided.map(|(permit, _)| permit).map_err(Refused::into_error)
+    }
+
+    /// Counts and logs a limit that a permitted effect went over on its way, such as `ingress`.
+    pub fn note_limit(&self, caller: &Caller, capability: &'static str, error: &OperationError) {
+        let Some(limit) = error.limit.as_deref().and_then(Limits::key) else { return };
+        let who = (caller.tenant.name.as_str(), &*caller.request);
+        self.audit.record_limit(who, capability, limit, &error.message, &caller.account.refusals);
     }
 
     /// Counters of all decisions so far.
@@ -205,6 +250,18 @@ impl Caller {
         Arc::new(Self { is_worker: true, site: None, ..self.clone() })
     }
 
+    /// What a decision of the policy comes to: in report mode a call passes which some rule could allow. What no
+    /// rule can allow is refused in either mode, and so is what a rule denies.
+    fn basis(&self, decided: Result<impl Into<Option<Place>>, Refusal>) -> Result<Basis, Refused> {
+        match decided {
+            Ok(rule) => Ok(Basis { rule: rule.into(), reported: None }),
+            Err(refusal) if self.tenant.mode == Mode::Report && refusal.is_open_to_rules() => {
+                Ok(Basis { rule: None, reported: Some(Box::new(refusal.with_fix(&self.tenant))) })
+            }
+            Err(refusal) => Err(self.refuse(refusal)),
+        }
+    }
+
     /// A refusal with this tenant's name in its rule and its fix.
     fn refuse(&self, refusal: Refusal) -> Refused {
         Refused::NotPermitted(refusal.with_fix(&self.tenant))
@@ -228,21 +285,6 @@ impl Refused {
             Self::NotPermitted(refusal) => refusal.operator_detail(),
             Self::OverLimit(exceeded) => exceeded.to_string(),
             Self::Invalid(error) => error.message.clone(),
-        }
-    }
-
-    fn operator_fix(&self) -> Option<&str> {
-        match self {
-            Self::NotPermitted(refusal) => refusal.operator_fix(),
-            Self::OverLimit(_) | Self::Invalid(_) => None,
-        }
-    }
-
-    /// The rule that came nearest.
-    fn rule(&self) -> Option<String> {
-        match self {
-            Self::NotPermitted(refusal) => refusal.rule.as_ref().map(ToString::to_string),
-            Self::OverLimit(_) | Self::Invalid(_) => None,
         }
     }
 

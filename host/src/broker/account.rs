@@ -100,7 +100,7 @@ impl Counts {
             subrequests: Total::new(subrequests.get().into()),
             traffic: Arc::new(Traffic { egress: Total::new(egress_bytes), ingress: Total::new(ingress_bytes) }),
             detached: AtomicU32::new(0),
-            workers: tenant.allow.workers.as_ref().map(Room::new),
+            workers: tenant.usable_workers().as_ref().map(Room::new),
         }
     }
 

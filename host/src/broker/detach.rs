@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use neoc_abi::{OperationError, detach::Operation};
 
-use super::{Caller, Refused};
+use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
     policy::detach,
@@ -16,16 +16,17 @@ pub struct Permit {
 }
 
 /// Decides: whether a worker asks, the grant, then how many this request has had.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Result<Permit, Refused> {
+pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Decided<Permit> {
     let Operation::Begin = operation;
     if caller.is_worker {
         let message = "task.detach: a worker has no answer after which a task could go on";
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
-    let grant = detach::decide(caller.tenant.allow.detach.as_ref()).map_err(|refusal| caller.refuse(refusal))?;
-    let most = grant.tasks.get();
+    let decided = detach::decide(caller.tenant.allow.detach.as_ref()).map(|grant| grant.place.clone());
+    let basis = caller.basis(decided)?;
+    let most = caller.tenant.usable_detach().map_or(0, |grant| grant.tasks.get());
     if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
         return Err(Refused::OverLimit(Exceeded::new(Owner::Request, "detached_tasks", most)));
     }
-    Ok(Permit { _private: () })
+    Ok((Permit { _private: () }, basis))
 }

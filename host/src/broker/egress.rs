@@ -1,17 +1,22 @@
 //! Where a permitted call may connect. The connector asks about each address on its own, and nothing
 //! connects without the permit for that address.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, OnceLock},
+};
 
 use url::{Host, Url};
 
-use crate::policy::{Tenant, http as policy};
+use crate::policy::{Mode, Tenant, http as policy};
 
 /// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
 #[derive(Clone)]
 pub struct Destination {
     tenant: Arc<Tenant>,
     endpoint: Endpoint,
+    /// What it was connected to.
+    dialled: OnceLock<IpAddr>,
 }
 
 /// What connections are told apart by, within a tenant: one that was opened under a rule that names
@@ -40,7 +45,7 @@ impl Destination {
             tls: url.scheme() == "https",
             rules: rules.clone(),
         };
-        Some(Self { tenant: Arc::clone(tenant), endpoint })
+        Some(Self { tenant: Arc::clone(tenant), endpoint, dialled: OnceLock::new() })
     }
 
     /// Whose call it is.
@@ -68,10 +73,22 @@ impl Destination {
         self.endpoint.tls
     }
 
-    /// Permits a connection to one address, or not.
+    /// Notes the address that it was connected to.
+    pub fn note_dialled(&self, address: &AddressPermit) {
+        // Only the first: a connection is made once.
+        let _ = self.dialled.set(address.address.ip());
+    }
+
+    /// The address that it was connected to.
+    pub fn dialled(&self) -> Option<IpAddr> {
+        self.dialled.get().copied()
+    }
+
+    /// Permits a connection to one address, or not. In report mode every address passes that a rule could name.
     pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
         let allowed = policy::allows_address(&self.tenant.allow.http, &self.endpoint.rules, address.ip());
-        allowed.then_some(AddressPermit { address })
+        let reported = self.tenant.mode == Mode::Report && policy::is_open_to_rules(address.ip());
+        (allowed || reported).then_some(AddressPermit { address })
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use neoc_abi::fs::Operation;
 
-use super::{Caller, Refused};
+use super::{Basis, Caller, Decided};
 use crate::policy::fs;
 
 /// Leave to do one operation at one place below a granted directory.
@@ -33,9 +33,11 @@ impl Permit {
 }
 
 /// Decides by the longest grant that covers the path.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
+    // In report mode too: there are no directories but the granted ones, and no quota for one granted for reading.
     let located = fs::decide(&caller.tenant.allow.fs, &caller.tenant.deny.fs, operation.path(), operation.writes())
         .map_err(|refusal| caller.refuse(refusal))?;
+    let basis = Basis { rule: Some(located.grant.place.clone()), reported: None };
     let (grant_index, relative) = (located.grant_index, located.relative);
-    Ok(Permit { caller: Arc::clone(caller), grant_index, relative, operation })
+    Ok((Permit { caller: Arc::clone(caller), grant_index, relative, operation }, basis))
 }

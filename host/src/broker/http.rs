@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{ErrorKind, OperationError, http::Operation};
 use url::Url;
 
-use super::{Broker, Caller, Connections, Refused, Traffic, egress::Destination, subject::Subject};
+use super::{Basis, Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
@@ -139,7 +139,7 @@ impl From<neoc_abi::http::Timeouts> for Timeouts {
 }
 
 /// Decides: the URL's form, the rules, headers and body, then the counts of outbound requests and bytes.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let Operation::Request(request) = operation;
     let neoc_abi::http::Request { method, url, headers, body, timeouts, decompress } = request;
     let method = Method::from_bytes(method.as_bytes())
@@ -154,12 +154,20 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Pe
 }
 
 /// The decision that a first request and a redirect share.
-fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Result<Permit, Refused> {
-    let rules = policy::decide(&caller.tenant.allow.http, request.method.as_str(), &url)
-        .map_err(|refusal| caller.refuse(refusal))?;
+fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
+    let rules = &caller.tenant.allow.http;
+    let (matched, decided) = match policy::decide(rules, request.method.as_str(), &url) {
+        Ok(matched) => {
+            let place = policy::place(rules, &matched, &url);
+            (matched, Ok(place))
+        }
+        Err(refusal) => (policy::HttpMatch::none(), Err(refusal)),
+    };
+    let basis = caller.basis(decided)?;
+    let rules = matched;
     check_body(caller, &request)?;
     caller.counts.take_subrequest(wire_bytes(&request, &url)).map_err(Refused::OverLimit)?;
-    Ok(Permit { caller: Arc::clone(caller), rules, url, request })
+    Ok((Permit { caller: Arc::clone(caller), rules, url, request }, basis))
 }
 
 fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
@@ -210,15 +218,29 @@ impl Broker {
     /// address.
     /// Gives what the script gets.
     pub fn refuse_address(&self, permit: &Permit, address: IpAddr) -> OperationError {
-        let Permit { caller, rules, url, request } = permit;
-        let decided = policy::check_address(&caller.tenant.allow.http, rules, request.method.as_str(), url, address);
+        let Permit { caller, url, request, .. } = permit;
+        let decided = judge_address(permit, address).map(|basis| ((), basis));
         let subject = Subject::request(request.method.as_str(), url, Some(address));
-        match self.audit(caller, &subject, decided.map_err(|refusal| caller.refuse(refusal))) {
+        match self.audit(caller, &subject, decided) {
             Err(error) => error,
             // Only when the policy were to contradict itself; then nothing was sent either.
             Ok(()) => OperationError::io(format!("hyper: {url}: the connection failed")),
         }
     }
+
+    /// Records the address that a request was connected to. It was permitted before it was dialled.
+    pub fn record_address(&self, permit: &Permit, address: IpAddr) {
+        let subject = Subject::request(permit.request.method.as_str(), &permit.url, Some(address));
+        let decided = judge_address(permit, address).map(|basis| ((), basis));
+        let _ = self.audit(&permit.caller, &subject, decided);
+    }
+}
+
+fn judge_address(permit: &Permit, address: IpAddr) -> Result<Basis, Refused> {
+    let Permit { caller, rules: matched, url, request } = permit;
+    let rules = &caller.tenant.allow.http;
+    let decided = policy::check_address(rules, matched, request.method.as_str(), url, address);
+    caller.basis(decided.map(|()| policy::place_at(rules, matched, &[address])))
 }
 
 fn refused_target(caller: &Caller, error: TargetError) -> Refused {

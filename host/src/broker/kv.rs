@@ -7,7 +7,7 @@ use neoc_abi::{
     kv::{MAX_KEY_BYTES, Operation},
 };
 
-use super::{Caller, Refused};
+use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{kv, shown_bytes},
@@ -27,11 +27,11 @@ impl Permit {
 }
 
 /// Decides: the grant, then the sizes.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let key = String::from_utf8_lossy(operation.key());
-    kv::decide(caller.tenant.allow.kv.as_ref(), &key).map_err(|refusal| caller.refuse(refusal))?;
+    let basis = caller.basis(kv::decide(caller.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()))?;
     check_sizes(caller, &operation)?;
-    Ok(Permit { caller: Arc::clone(caller), operation })
+    Ok((Permit { caller: Arc::clone(caller), operation }, basis))
 }
 
 fn check_sizes(caller: &Caller, operation: &Operation) -> Result<(), Refused> {

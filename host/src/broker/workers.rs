@@ -9,7 +9,7 @@ use neoc_abi::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Caller, Refused};
+use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
     policy::workers::{self, Grant},
@@ -56,19 +56,20 @@ impl Room {
 }
 
 /// Decides: whether a worker asks, the grant, the sizes, then what the request already holds.
-pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Result<Permit, Refused> {
+pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let Operation::Run(work) = operation;
     if caller.is_worker {
         return Err(invalid("workers: a worker may not start workers itself; let the request start them all"));
     }
-    workers::decide(caller.tenant.allow.workers.as_ref(), &work.module).map_err(|refusal| caller.refuse(refusal))?;
+    let decided = workers::decide(caller.tenant.allow.workers.as_ref(), &work.module);
+    let basis = caller.basis(decided.map(|grant| grant.place.clone()))?;
     check_sizes(&work)?;
     let Some(room) = &caller.counts.workers else { return Err(invalid("workers: this request has none")) };
     let bytes = u32::try_from(work.arguments.len()).unwrap_or(u32::MAX);
     let argument_bytes = Arc::clone(&room.argument_bytes).try_acquire_many_owned(bytes);
     let argument_bytes = argument_bytes
         .map_err(|_| over(MAX_ARGUMENT_BYTES, "arguments of all calls at once, those in line included"))?;
-    Ok(Permit { caller: caller.as_worker(), work, places: Arc::clone(&room.places), argument_bytes })
+    Ok((Permit { caller: caller.as_worker(), work, places: Arc::clone(&room.places), argument_bytes }, basis))
 }
 
 fn check_sizes(work: &Work) -> Result<(), Refused> {

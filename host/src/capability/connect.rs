@@ -95,7 +95,10 @@ impl Connector {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(n_permits - index).unwrap_or(u32::MAX);
             last = match timeout_at(Instant::now() + share, TcpStream::connect(permit.address())).await {
-                Ok(Ok(stream)) if is_peer(stream.peer_addr(), &permit) => return Ok(stream),
+                Ok(Ok(stream)) if is_peer(stream.peer_addr(), &permit) => {
+                    destination.note_dialled(&permit);
+                    return Ok(stream);
+                }
                 Ok(_) => ConnectError::Failed(ErrorKind::Io, "connection refused"),
                 Err(_) => ConnectError::TimedOut("no connection came"),
             };

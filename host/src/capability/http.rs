@@ -130,6 +130,9 @@ impl Client {
             ConnectError::Failed(kind, what) => OperationError::new(kind, format!("hyper: {url}: {what}")),
             ConnectError::TimedOut(what) => timed_out(url, "connect", what, within),
         })?;
+        if let Some(address) = destination.dialled() {
+            self.broker.record_address(permit, address);
+        }
         Connection::new(stream).await.map_err(|error| explain(url, &*error))
     }
 }

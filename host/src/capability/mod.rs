@@ -57,7 +57,7 @@ impl Capabilities {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
-        let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
+        let any_kv = tenants.iter().any(|tenant| tenant.may_use_kv());
         Ok(Self {
             http: http::Client::new(broker, connector(&[])),
             fs: fs::Directories::open(&host.data_dir, tenants, None)?,
@@ -71,7 +71,7 @@ impl Capabilities {
     /// # Errors
     /// See [`OpenError`].
     pub fn successor(&self, host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
-        let any_kv = tenants.iter().any(|tenant| tenant.allow.kv.is_some());
+        let any_kv = tenants.iter().any(|tenant| tenant.may_use_kv());
         let kv = match &self.kv {
             // Also when nobody may use it any more: running requests do, and only one may have it open.
             Some(store) => Some(Arc::clone(store)),

@@ -3,6 +3,7 @@
 mod check;
 mod host;
 mod logging;
+mod policy;
 mod policy_files;
 mod reload;
 mod run;
@@ -27,6 +28,9 @@ enum Verb {
     Host(host::Arguments),
     /// Run one script to its end, in the same sandbox.
     Run(run::Arguments),
+    /// Ask what a policy allows, or would allow.
+    #[command(subcommand)]
+    Policy(policy::Verb),
     /// Say all that is wrong with a policy and its scripts, and run nothing.
     Check(check::Arguments),
 }
@@ -38,6 +42,7 @@ type Result = std::result::Result<ExitCode, Box<dyn Error>>;
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
         Verb::Host(arguments) => host::main(&arguments),
+        Verb::Policy(verb) => policy::main(&verb),
         Verb::Run(arguments) => run::main(arguments),
         Verb::Check(arguments) => check::main(&arguments),
     };

@@ -58,13 +58,13 @@ impl Follower {
                 _ = self.hang_up.recv() => true,
                 () = tokio::time::sleep(PERIOD) => false,
             };
+            if asked {
+                service.reopen_audit();
+            }
             let names = self.names.clone();
             let Ok(now) = tokio::task::spawn_blocking(move || Marks::of(&names.files())).await else { continue };
             let settled = now == before;
             before.clone_from(&now);
-            if asked {
-                service.reopen_audit();
-            }
             if asked || (settled && now != self.seen) {
                 // A file that cannot be loaded is not tried again until it changes, or SIGHUP asks for it.
                 let file = self.file.clone();

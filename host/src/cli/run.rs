@@ -45,7 +45,7 @@ pub fn main(arguments: Arguments) -> super::Result {
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let cache_dir = host.as_ref().and_then(|host| host.cache_dir.clone()).unwrap_or_else(default_cache_dir);
     let preemption = host.as_ref().map(|host| host.preemption).unwrap_or_default();
-    let workers = tenant.allow.workers.as_ref().map_or(0, |grant| grant.count.get());
+    let workers = tenant.usable_workers().map_or(0, |grant| grant.count.get());
     let instances = INSTANCES + workers;
     let settings = Settings { instances, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
@@ -116,7 +116,7 @@ async fn run(
         wall: tenant.limits.wall,
         log: ScriptLog::terminal(tenant.allow.log),
         effects,
-        detach: tenant.allow.detach.clone(),
+        detach: tenant.usable_detach(),
     };
     let ended = runtime.run(job).await?;
     // The script's detached tasks have their own time.

@@ -31,6 +31,18 @@ pub struct Grant {
     pub place: Place,
 }
 
+impl Grant {
+    /// A grant that names no key.
+    pub(super) fn with_defaults(place: Place) -> Self {
+        Self {
+            tasks: const { NonZeroU32::new(10).expect("10 is not 0") },
+            cpu: Duration::from_millis(50),
+            wall: Duration::from_secs(30),
+            place,
+        }
+    }
+}
+
 /// Decides on a call.
 ///
 /// # Errors
@@ -43,12 +55,7 @@ pub fn decide(grant: Option<&Grant>) -> Result<&Grant, Refusal> {
 pub(super) fn enforce(raw: DetachToml, at: &str, span: &Range<usize>, errors: &mut Errors<'_>) -> Grant {
     let DetachToml { tasks, cpu, wall } = raw;
     let place = errors.place(span);
-    let default = Grant {
-        tasks: const { NonZeroU32::new(10).expect("10 is not 0") },
-        cpu: Duration::from_millis(50),
-        wall: Duration::from_secs(30),
-        place: place.clone(),
-    };
+    let default = Grant::with_defaults(place.clone());
     Grant {
         tasks: errors.value(&child(at, "tasks"), tasks.as_ref(), self::tasks).unwrap_or(default.tasks),
         cpu: errors.value(&child(at, "cpu"), cpu.as_ref(), |text| time(text, MAX_CPU)).unwrap_or(default.cpu),

@@ -76,7 +76,7 @@ impl Remedy {
 }
 
 /// A name for a directory that is not there yet: `acme-data` for `/data`.
-fn new_dir(tenant: &str, path: &str) -> String {
+pub(super) fn new_dir(tenant: &str, path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or("");
     let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     // The tenant's name in front keeps two tenants that both ask for `/data` apart.
@@ -84,7 +84,7 @@ fn new_dir(tenant: &str, path: &str) -> String {
 }
 
 /// A TOML string. The text holds no control characters; paths and URLs with them are refused before.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 

@@ -78,10 +78,19 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Method(String);
 
-/// The rules that allow a call, as indices into the tenant's rules. Never empty.
+/// The rules that allow a call, as indices into the tenant's rules. Empty for a call that only report mode lets pass.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HttpMatch {
     rules: Vec<usize>,
+}
+
+// === impl HttpMatch ===
+
+impl HttpMatch {
+    /// No rule.
+    pub fn none() -> Self {
+        Self { rules: Vec::new() }
+    }
 }
 
 // === impl Method ===
@@ -215,8 +224,34 @@ pub fn decide(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Refus
 /// Whether a matched call may be connected to an address. To be asked of every address before it is
 /// dialled, and of the peer's address afterwards.
 pub fn allows_address(rules: &Rules, matched: &HttpMatch, address: IpAddr) -> bool {
+    // Without a rule, as in report mode, no private address is named.
+    if matched.rules.is_empty() {
+        return address::check([].iter(), address).is_ok();
+    }
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
     matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
+}
+
+/// The first of the matched rules that lets one of these addresses pass; without addresses the first of all.
+pub(super) fn rule<'a>(rules: &'a Rules, matched: &HttpMatch, addresses: &[IpAddr]) -> Option<&'a Rule> {
+    let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
+    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+    matched.find(|rule| addresses.is_empty() || passes(rule))
+}
+
+/// Where the rule stands that allows a call, as far as its address is known.
+pub fn place(rules: &Rules, matched: &HttpMatch, url: &Url) -> Option<Place> {
+    place_at(rules, matched, &known_addresses(url.host()))
+}
+
+/// Where the rule stands that allows a call to one of these addresses.
+pub fn place_at(rules: &Rules, matched: &HttpMatch, addresses: &[IpAddr]) -> Option<Place> {
+    rule(rules, matched, addresses).map(|rule| rule.place.clone())
+}
+
+/// Whether a rule could let an address pass.
+pub fn is_open_to_rules(address: IpAddr) -> bool {
+    !matches!(address::classify(address.to_canonical()), Class::Never(_))
 }
 
 /// [`allows_address`], with a refusal that says why not.
@@ -372,21 +407,21 @@ pub(super) fn enforce(
         let (at, span) = (format!("{allow_at}[{index}]"), rule.span());
         let HttpToml { hosts, addresses, methods, paths } = rule.into_inner();
         let addresses = errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), network);
-        let rule = self::rule(&at, span, [hosts, methods, paths], "allows", errors);
+        let rule = self::written_rule(&at, span, [hosts, methods, paths], "allows", errors);
         Rule { addresses, ..rule }
     });
     let allow = allow.collect();
     let deny = deny.into_iter().enumerate().map(|(index, rule)| {
         let (at, span) = (format!("{deny_at}[{index}]"), rule.span());
         let DenyHttpToml { hosts, methods, paths } = rule.into_inner();
-        self::rule(&at, span, [hosts, methods, paths], "denies", errors)
+        self::written_rule(&at, span, [hosts, methods, paths], "denies", errors)
     });
     let deny = deny.collect();
     Rules::new(allow, deny)
 }
 
 /// A rule without addresses. `does`: what it does.
-fn rule(
+fn written_rule(
     at: &str,
     span: Range<usize>,
     [hosts, methods, paths]: [Option<Vec<Text>>; 3],

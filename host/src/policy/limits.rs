@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use super::{
     error::{Broken, Errors, child},
+    keys::TableToml,
     raw::{LimitsToml, Text},
     units,
 };
@@ -125,6 +126,13 @@ impl Default for Limits {
             fs_files: 10_000,
             weight: NonZeroU32::MIN,
         }
+    }
+}
+
+impl Limits {
+    /// The policy key with this name: the label of its metrics.
+    pub fn key(name: &str) -> Option<&'static str> {
+        LimitsToml::KEYS.iter().find(|key| key.name == name).map(|key| key.name)
     }
 }
 

@@ -15,12 +15,14 @@
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`call`], [`suggest`] | a call as an operator writes it, and the smallest policy for many |
 //! | [`changes`] | what differs between two policies |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
 //!
 //! Nothing is allowed by being absent: a missing table grants nothing, an empty file denies everything.
 
 pub mod address;
+pub mod call;
 pub mod changes;
 pub mod detach;
 pub mod error;
@@ -39,6 +41,7 @@ mod read;
 pub mod refusal;
 pub mod route;
 mod source;
+pub mod suggest;
 pub mod target;
 pub mod tenant;
 mod units;
@@ -56,7 +59,7 @@ pub use limits::{Limits, MAX_BODY_BYTES, Rate};
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};
-pub use tenant::{Allow, Tenant};
+pub use tenant::{Allow, Mode, Tenant};
 pub use units::{shown_bytes, shown_time};
 
 use error::Errors;

@@ -134,7 +134,7 @@ impl TableToml for HostToml {
             form: Form::Text("a path"),
             default: "(none)",
             example: r#""../audit.jsonl""#,
-            doc: "File to which every decision is appended, one JSON object a line. Read at the start only.",
+            doc: "File that gets a line of JSON for every decision. Without one, refusals go to the log, each tenant's within a quota. Read at the start only.",
         },
     ];
 }
@@ -149,6 +149,8 @@ pub struct TenantToml {
     pub routes: Option<Vec<Text>>,
     /// `[tenant.NAME.limits]`
     pub limits: LimitsToml,
+    /// Whether what the policy refuses is refused.
+    pub mode: Option<Text>,
     /// `[tenant.NAME.allow]`
     pub allow: AllowToml,
     /// `[tenant.NAME.deny]`
@@ -177,6 +179,13 @@ impl TableToml for TenantToml {
             default: "",
             example: r#"{ memory = "32 MiB" }"#,
             doc: "How much it may use.",
+        },
+        Key {
+            name: "mode",
+            form: Form::Word(&["enforce", "report"]),
+            default: r#""enforce""#,
+            example: r#""enforce""#,
+            doc: "`report` lets a call pass that some rule could allow, and records it with the fix that would allow it. What no rule can allow, limits, and files are refused all the same.",
         },
         Key {
             name: "allow",
@@ -731,9 +740,9 @@ mod tests {
         let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, limits, allow, deny } = examples();
+        let TenantToml { script, routes, limits, mode, allow, deny } = examples();
         assert!(deny.fs.len() == 1);
-        assert!(script.is_some() && routes.is_some());
+        assert!(script.is_some() && routes.is_some() && mode.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
         let LimitsToml {
             memory,

@@ -188,6 +188,16 @@ impl Refusal {
         self.detail.operator_fix.as_deref()
     }
 
+    /// Whether some rule could allow the call.
+    pub fn is_open_to_rules(&self) -> bool {
+        self.detail.remedy.is_some()
+    }
+
+    /// What would allow the call, if anything would.
+    pub(super) fn wanted(&self) -> Option<&Remedy> {
+        self.detail.remedy.as_ref()
+    }
+
     pub(super) fn near(mut self, rule: &Place) -> Self {
         self.rule = Some(rule.clone());
         self

@@ -1,11 +1,14 @@
 //! One tenant: `[tenant.NAME]`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use toml::Spanned;
 
 use super::{
-    detach,
+    Place, detach,
     error::{Broken, Errors, child},
     fs,
     host::below,
@@ -31,10 +34,22 @@ pub struct Tenant {
     pub routes: Vec<Route>,
     /// How much it may use.
     pub limits: Limits,
+    /// Whether what the policy refuses is refused.
+    pub mode: Mode,
     /// What it may do.
     pub allow: Allow,
     /// What it may not, whatever is allowed.
     pub deny: Deny,
+}
+
+/// Whether what the policy refuses is refused.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// `"enforce"`: it is.
+    #[default]
+    Enforce,
+    /// `"report"`: it passes, and is recorded, where some rule could allow it.
+    Report,
 }
 
 /// A tenant's grants. Empty: no effect at all.
@@ -67,9 +82,40 @@ impl Tenant {
     /// A tenant for a single script without a policy: no grants, and the budget of a job.
     pub fn without_grants(name: impl Into<String>, script: impl Into<PathBuf>) -> Self {
         let limits = Limits { cpu: Duration::from_secs(5), wall: Duration::from_secs(60), ..Limits::default() };
-        let (allow, deny) = (Allow::default(), Deny::default());
-        Self { name: name.into(), script: script.into(), routes: Vec::new(), limits, allow, deny }
+        Self {
+            name: name.into(),
+            script: script.into(),
+            routes: Vec::new(),
+            limits,
+            mode: Mode::Enforce,
+            allow: Allow::default(),
+            deny: Deny::default(),
+        }
     }
+
+    /// What detached tasks get: the grant, and in report mode without one its defaults.
+    pub fn usable_detach(&self) -> Option<detach::Grant> {
+        self.allow.detach.clone().or_else(|| self.is_reported().then(|| detach::Grant::with_defaults(nowhere())))
+    }
+
+    /// What workers get: the grant, and in report mode without one its defaults.
+    pub fn usable_workers(&self) -> Option<workers::Grant> {
+        self.allow.workers.clone().or_else(|| self.is_reported().then(|| workers::Grant::with_defaults(nowhere())))
+    }
+
+    /// Whether it may come to use the store.
+    pub fn may_use_kv(&self) -> bool {
+        self.allow.kv.is_some() || self.is_reported()
+    }
+
+    fn is_reported(&self) -> bool {
+        self.mode == Mode::Report
+    }
+}
+
+/// The place of what no file grants. Never shown: what is let pass without a grant is recorded without a rule.
+fn nowhere() -> Place {
+    Place::new(Path::new(""), 0)
 }
 
 /// Converts the table, and adds its routes to those of the whole file. What is wrong is replaced by
@@ -82,7 +128,7 @@ pub(super) fn enforce(
 ) -> Tenant {
     let at = child("tenant", name.get_ref());
     let span = name.span();
-    let TenantToml { script, routes, limits, allow, deny } = raw.into_inner();
+    let TenantToml { script, routes, limits, mode, allow, deny } = raw.into_inner();
     let DenyToml { http: deny_http, fs: deny_fs } = deny;
     let deny_at = child(&at, "deny");
     if !is_name(name.get_ref()) {
@@ -98,9 +144,18 @@ pub(super) fn enforce(
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
         limits: limits::enforce(limits, &child(&at, "limits"), errors),
+        mode: errors.value(&child(&at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
         allow: self::allow(allow, &child(&at, "allow"), deny_http, &child(&deny_at, "http"), errors),
         deny: Deny { fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors) },
         name: name.into_inner(),
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, Broken> {
+    match text {
+        "enforce" => Ok(Mode::Enforce),
+        "report" => Ok(Mode::Report),
+        _ => Err(Broken::new("\"enforce\" or \"report\"").write("\"enforce\"")),
     }
 }
 

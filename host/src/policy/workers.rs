@@ -26,6 +26,13 @@ pub struct Grant {
     pub place: Place,
 }
 
+impl Grant {
+    /// A grant that names no key.
+    pub(super) fn with_defaults(place: Place) -> Self {
+        Self { count: DEFAULT_COUNT, place }
+    }
+}
+
 /// Decides on a call. `module` is for the refusal's text only: all modules are the tenant's own.
 ///
 /// # Errors
@@ -37,7 +44,8 @@ pub fn decide<'a>(grant: Option<&'a Grant>, module: &str) -> Result<&'a Grant, R
 pub(super) fn enforce(raw: WorkersToml, at: &str, span: &Range<usize>, errors: &mut Errors<'_>) -> Grant {
     let WorkersToml { count } = raw;
     let count = errors.value(&child(at, "count"), count.as_ref(), self::count);
-    Grant { count: count.unwrap_or(DEFAULT_COUNT), place: errors.place(span) }
+    let default = Grant::with_defaults(errors.place(span));
+    Grant { count: count.unwrap_or(default.count), ..default }
 }
 
 fn count(number: &i64) -> Result<NonZeroU32, Broken> {

@@ -258,15 +258,20 @@ impl Effects {
         let (launch, gone) = self.launch_for(&permit).unzip();
         let (completions, io) = (self.completions.clone(), self.line.io.clone());
         let completion = CompleteOnDrop { id, completions, outcome: None, gone, io };
+        let (broker, caller, name) = (Arc::clone(&self.line.broker), Arc::clone(&self.caller), permit.capability());
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
             let effect = capability::perform(&capabilities, &modules, launch, permit);
             let effect = AssertUnwindSafe(effect).catch_unwind();
-            completion.outcome = Some(effect.await.unwrap_or_else(|_| {
+            let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
                 Err(OperationError::io("internal error"))
-            }));
+            });
+            if let Err(error) = &outcome {
+                broker.note_limit(&caller, name, error);
+            }
+            completion.outcome = Some(outcome);
         };
         self.awaited.insert(id, self.running.spawn_on(work, &self.line.io));
         None
@@ -352,4 +357,60 @@ fn within(limit_bytes: usize, completion: Completion) -> Completion {
         other => other,
     };
     Completion { id, outcome }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroU32, path::Path};
+
+    use neoc_abi::time;
+
+    use super::*;
+    use crate::policy::Tenant;
+
+    /// A line to the broker with nobody at its end who keeps to any limit.
+    fn effects(io: &tokio::runtime::Runtime) -> Effects {
+        let mut tenant = Tenant::without_grants("a", "a.luau");
+        tenant.limits.pending_operations = NonZeroU32::MIN;
+        tenant.limits.timers = NonZeroU32::MIN;
+        let tenant = Arc::new(tenant);
+        let broker = Arc::new(Broker::new([&tenant]));
+        let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));
+        let caller = broker.caller(&tenant, "request".into()).expect("an account");
+        let modules = Arc::new(Folder::of_script(Path::new("absent/a.luau"), None));
+        Effects::new(broker, capabilities, caller, modules, io.handle().clone())
+    }
+
+    fn wait() -> Call {
+        let operation = Operation::Time(time::Operation::Wait { seconds: 1e9 });
+        Call { site: None, scope: 0, operation }
+    }
+
+    #[test]
+    fn a_guest_that_keeps_to_no_limit_has_no_more_under_way_than_a_bound_of_the_hosts() {
+        let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("builds");
+        let mut effects = effects(&io);
+        let outcomes: Vec<_> = (0..200).map(|id| effects.submit(id, wait())).collect();
+        let refused = outcomes.iter().position(Option::is_some).expect("one is refused");
+        assert_eq!(refused, 2 + SPARE_OPERATIONS);
+        for outcome in &outcomes[refused..] {
+            let Some(Err(error)) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(error.limit.as_deref(), Some("pending_operations"));
+        }
+        // What was stopped makes room, once it is gone.
+        (0..100).for_each(|id| effects.cancel(id, true));
+        let gone = io.block_on(async {
+            let mut gone = 0;
+            while gone < 100 {
+                gone += effects.next_batch().await.expect("some are under way").len();
+            }
+            gone
+        });
+        assert_eq!(gone, 100);
+        while effects.running.len() > 38 {
+            effects.running.try_join_next();
+            std::thread::yield_now();
+        }
+        assert!(effects.submit(200, wait()).is_none());
+    }
 }

@@ -11,7 +11,7 @@ use crate::{
     audit::{self, Audit},
     broker::Broker,
     capability::{Capabilities, OpenError},
-    policy::{Changes, Host, Policy},
+    policy::{self, Changes, Host, Policy},
     runtime::Runtime,
     tenant::{ScriptProblem, Tenant},
 };
@@ -74,6 +74,12 @@ impl Generation {
         }
         let tenants = scripts.finish()?;
         Ok(Self { policy, tenants, broker, capabilities, number: 1, since: SystemTime::now() })
+    }
+
+    /// Names of the tenants in report mode, sorted.
+    pub fn reported(&self) -> Vec<&str> {
+        let tenants = self.policy.tenants.iter().filter(|tenant| tenant.mode == policy::Mode::Report);
+        tenants.map(|tenant| tenant.name.as_str()).collect()
     }
 
     /// The generation that comes after this one, complete, and not yet in force. What tenants that stay have

@@ -56,7 +56,9 @@ impl Service {
     /// # Errors
     /// See [`LoadError`].
     pub async fn load(policy: Policy, runtime: Arc<Runtime>) -> Result<Self, LoadError> {
-        let generation = ArcSwap::from_pointee(Generation::first(policy, &runtime).await?);
+        let generation = Generation::first(policy, &runtime).await?;
+        warn_of_reported(&generation);
+        let generation = ArcSwap::from_pointee(generation);
         let io = tokio::runtime::Handle::current();
         Ok(Self { generation, reloading: tokio::sync::Mutex::default(), runtime, io })
     }
@@ -69,6 +71,7 @@ impl Service {
     pub async fn reload(&self, policy: Policy) -> Result<Reloaded, LoadError> {
         let _alone = self.reloading.lock().await;
         let (generation, reloaded) = self.generation.load_full().successor(policy, &self.runtime).await?;
+        warn_of_reported(&generation);
         self.generation.store(Arc::new(generation));
         Ok(reloaded)
     }
@@ -131,7 +134,9 @@ impl Service {
             return plain(StatusCode::NOT_FOUND, "no such page", id);
         };
         let limits = &tenant.policy.limits;
+        let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
         if let Err(over) = tenant.requests.try_take() {
+            count_limit("requests");
             tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
                 limit = "requests", value = %limits.requests, "refused: over the tenant's limit");
             let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
@@ -143,6 +148,7 @@ impl Service {
         let body = match inbound::read_body(body, limits.request_body_bytes).await {
             Ok(body) => body,
             Err(BodyError::TooLarge) => {
+                count_limit("request_body");
                 tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
                     limit = "request_body", value = shown_bytes(limits.request_body_bytes), "refused: over the tenant's limit");
                 return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id);
@@ -177,16 +183,25 @@ impl Service {
             wall: limits.wall,
             log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
             effects,
-            detach: tenant.policy.allow.detach.clone(),
+            detach: tenant.policy.usable_detach(),
         };
+        let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
         match self.runtime.run(job).await {
             Ok(ended) => {
+                if matches!(&ended.finish, Finish::Response(response) if is_too_large(&response.body, limits)) {
+                    count_limit("response_body");
+                }
                 let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
                 let n_stalls = ended.n_stalls;
                 tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
                 finished(ended.finish, tenant, id)
             }
-            Err(failure) => failed(&failure, tenant, id),
+            Err(failure) => {
+                if let Some((limit, _)) = failure.limit() {
+                    count_limit(limit);
+                }
+                failed(&failure, tenant, id)
+            }
         }
     }
 }
@@ -203,6 +218,15 @@ fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Tenant
     };
     let tenant = generation.policy.route(host, parts.uri.path())?;
     generation.tenants.get(&tenant.name)
+}
+
+/// Says, at the start and at each reload, who is not held to the policy.
+fn warn_of_reported(generation: &Generation) {
+    let tenants = generation.reported();
+    if !tenants.is_empty() {
+        let (n_tenants, tenants) = (tenants.len(), tenants.join(" "));
+        tracing::warn!(target: "neoc::audit", n_tenants, tenants, "REPORT MODE: what the policy refuses these tenants passes, and is recorded");
+    }
 }
 
 /// The answer to a script that came to its end.

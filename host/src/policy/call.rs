@@ -1,0 +1,291 @@
+//! A call as an operator would write it, and what a policy says of it.
+//!
+//! ```text
+//! http GET https://api.example.com/v1     fs read /data/a.txt     kv get visits
+//! workers ./worker                        detach
+//! ```
+//!
+//! Judged by the very functions that the broker asks, so that an answer here is the answer of a run.
+
+use std::{fmt, net::IpAddr};
+
+use super::{
+    Place, Reason, Refusal, Tenant, detach, fs, http,
+    http::{TargetError, parse_target},
+    kv, workers,
+};
+
+/// A call.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    /// An HTTP request, and the address it goes to, where that is known.
+    Http {
+        /// Upper-case.
+        method: String,
+        /// As a script writes it.
+        url: String,
+        /// Absent: it is judged when it is dialled.
+        address: Option<IpAddr>,
+    },
+    /// A file or a directory.
+    Fs {
+        /// What is done with it.
+        action: FileAction,
+        /// As a script writes it.
+        path: String,
+    },
+    /// A key of the store.
+    Kv {
+        /// `get`, `set` or `delete`.
+        action: String,
+        /// The key.
+        key: String,
+    },
+    /// A worker.
+    Workers {
+        /// What it requires.
+        module: String,
+    },
+    /// A task that goes on after the answer.
+    Detach,
+}
+
+/// What is done with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileAction {
+    /// Its content is read.
+    Read,
+    /// It is created or replaced.
+    Write,
+    /// A directory is listed.
+    List,
+    /// It is removed.
+    Remove,
+}
+
+/// A call that is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// The rule that allows it.
+    pub rule: Place,
+    /// Whether addresses are still to be judged, when they are dialled.
+    pub is_address_open: bool,
+}
+
+/// A call that is not.
+#[derive(Debug, Clone)]
+pub enum NotAllowed {
+    /// The policy refuses it.
+    Refused(Refusal),
+    /// It makes no sense, whatever the policy says.
+    Invalid(String),
+}
+
+// === impl Call ===
+
+impl Call {
+    /// The forms, for who wrote another.
+    pub const FORMS: &'static str = "write it as one of: http GET https://api.example.com/v1, fs read /data/a.txt, \
+        kv get visits, workers ./worker, detach";
+
+    /// Takes a call as it is written.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (capability, rest) = split_word(text.trim());
+        let (operation, target) = split_word(rest);
+        let call = match capability {
+            http::CAPABILITY if target.is_empty() && operation.contains("//") => {
+                Self::from_parts(capability, "GET", operation, None)
+            }
+            workers::CAPABILITY | detach::CAPABILITY => Self::from_parts(capability, "", rest, None),
+            _ => Self::from_parts(capability, operation, target, None),
+        };
+        call.ok_or_else(|| format!("{text:?} is no call; {}", Self::FORMS))
+    }
+
+    /// A call from the parts of its record. None for what no policy decides on.
+    pub fn from_parts(capability: &str, operation: &str, target: &str, address: Option<IpAddr>) -> Option<Self> {
+        let target = target.to_owned();
+        match capability {
+            http::CAPABILITY if !target.is_empty() => {
+                Some(Self::Http { method: operation.to_owned(), url: target, address })
+            }
+            fs::CAPABILITY => {
+                let action = FileAction::ALL.into_iter().find(|action| action.as_str() == operation)?;
+                Some(Self::Fs { action, path: target })
+            }
+            kv::CAPABILITY if ["get", "set", "delete"].contains(&operation) => {
+                Some(Self::Kv { action: operation.to_owned(), key: target })
+            }
+            workers::CAPABILITY => Some(Self::Workers { module: target }),
+            detach::CAPABILITY => Some(Self::Detach),
+            _ => None,
+        }
+    }
+
+    /// The same call, to an address that is known.
+    pub fn at(self, known: Option<IpAddr>) -> Self {
+        match self {
+            Self::Http { method, url, address } => Self::Http { method, url, address: known.or(address) },
+            other => other,
+        }
+    }
+
+    /// Decides, as a run does. Its mode does not count: what a tenant in report mode may not do is refused here.
+    ///
+    /// # Errors
+    /// See [`NotAllowed`].
+    pub fn judge(&self, tenant: &Tenant) -> Result<Allowed, NotAllowed> {
+        let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
+        let allow = &tenant.allow;
+        let rule = match self {
+            Self::Http { method, url, address } => return judge_http(tenant, method, url, *address),
+            Self::Fs { action, path } => {
+                fs::decide(&allow.fs, &tenant.deny.fs, path, action.writes()).map(|located| located.grant.place.clone())
+            }
+            Self::Kv { action: _, key } => kv::decide(allow.kv.as_ref(), key).map(|grant| grant.place.clone()),
+            Self::Workers { module } => {
+                workers::decide(allow.workers.as_ref(), module).map(|grant| grant.place.clone())
+            }
+            Self::Detach => detach::decide(allow.detach.as_ref()).map(|grant| grant.place.clone()),
+        };
+        rule.map(|rule| Allowed { rule, is_address_open: false }).map_err(refused)
+    }
+}
+
+fn judge_http(tenant: &Tenant, method: &str, url: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
+    let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
+    let rules = &tenant.allow.http;
+    let url = parse_target(url).map_err(|error| match error {
+        TargetError::Invalid(message) => NotAllowed::Invalid(message),
+        TargetError::Denied(refusal) => refused(refusal),
+    })?;
+    let matched = http::decide(rules, method, &url).map_err(refused)?;
+    let known: Vec<IpAddr> =
+        address.map_or_else(|| http::known_addresses(url.host()).to_vec(), |address| vec![address]);
+    if let Some(address) = address {
+        http::check_address(rules, &matched, method, &url, address).map_err(refused)?;
+    }
+    let rule = http::rule(rules, &matched, &known).ok_or_else(|| {
+        // The decision before allowed it, so there is a rule.
+        NotAllowed::Refused(Refusal::new(http::CAPABILITY, url.as_str(), Reason::NotGranted))
+    })?;
+    Ok(Allowed { rule: rule.place.clone(), is_address_open: known.is_empty() })
+}
+
+/// The first word, and what follows the white space behind it.
+fn split_word(text: &str) -> (&str, &str) {
+    text.split_once(char::is_whitespace).map_or((text, ""), |(word, rest)| (word, rest.trim_start()))
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http { method, url, address } => {
+                write!(f, "http {method} {url}")?;
+                address.map_or(Ok(()), |address| write!(f, " at {address}"))
+            }
+            Self::Fs { action, path } => write!(f, "fs {} {path}", action.as_str()),
+            Self::Kv { action, key } => write!(f, "kv {action} {key}"),
+            Self::Workers { module } => write!(f, "{}", format!("workers {module}").trim_end()),
+            Self::Detach => f.write_str("detach"),
+        }
+    }
+}
+
+// === impl FileAction ===
+
+impl FileAction {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::List, Self::Remove];
+
+    /// As in a call and in a record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::List => "list",
+            Self::Remove => "remove",
+        }
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Remove)
+    }
+}
+
+// === impl NotAllowed ===
+
+impl NotAllowed {
+    /// The label, as in a record.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.reason.as_str(),
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::Policy, *};
+
+    const POLICY: &str = "[tenant.a]\nscript = \"a.luau\"\n[tenant.a.allow.kv]\n\
+        [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"GET\"]\n\
+        [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\naddresses = [\"10.0.0.0/8\"]\nmethods = [\"GET\"]\n\
+        [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"d\"\naccess = \"read\"\n";
+
+    fn judge(text: &str, address: Option<&str>) -> String {
+        let policy = Policy::parse(POLICY, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let address = address.map(|address| address.parse().expect("an address"));
+        let call = Call::parse(text).expect(text).at(address);
+        match call.judge(policy.tenant("a").expect("there")) {
+            Ok(Allowed { rule, is_address_open }) => format!("{rule}{}", if is_address_open { " open" } else { "" }),
+            Err(problem) => problem.label().to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_call_is_judged_with_the_rule_that_decides() {
+        for (text, address, expected) in [
+            ("http GET https://api.example.com/v1", None, "p.toml:4 open"),
+            ("http https://api.example.com/v1", Some("93.184.216.34"), "p.toml:4"),
+            ("http GET https://api.example.com/v1", Some("10.0.0.1"), "p.toml:7"),
+            ("http GET https://api.example.com/v1", Some("192.168.0.1"), "address_not_allowed"),
+            ("http GET https://api.example.com/v1", Some("169.254.169.254"), "address_never_allowed"),
+            ("http POST https://api.example.com/v1", None, "method_not_allowed"),
+            ("http GET https://other.example.com/", None, "host_not_allowed"),
+            ("http GET https://u:p@api.example.com/", None, "bad_target"),
+            ("http GET https:///x", None, "invalid"),
+            ("fs read /data/a b.txt", None, "p.toml:11"),
+            ("fs list /data", None, "p.toml:11"),
+            ("fs write /data/x", None, "path_not_writable"),
+            ("fs read /data/../x", None, "bad_target"),
+            ("kv get k", None, "p.toml:3"),
+            ("  kv   set   k v ", None, "p.toml:3"),
+            ("workers", None, "not_granted"),
+            ("workers ./w", None, "not_granted"),
+            ("detach", None, "not_granted"),
+        ] {
+            assert_eq!(judge(text, address), expected, "{text} {address:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_call_is_refused_with_the_forms() {
+        for text in ["", "http", "get https://a.example", "fs move /a", "kv k", "time 3", "https://a.example"] {
+            assert!(Call::parse(text).expect_err(text).contains(Call::FORMS), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_shown_as_it_is_written() {
+        for text in ["http GET https://a.example/x", "fs read /a b", "kv get k", "workers ./w", "workers", "detach"] {
+            assert_eq!(Call::parse(text).expect(text).to_string(), text);
+        }
+    }
+}
