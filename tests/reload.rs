@@ -239,3 +239,41 @@ fn a_reload_gives_no_tenant_more_than_its_limits() {
     let expected = [(200, "true"), (200, "true"), (200, "false"), (429, "too")];
     assert_eq!(seen, expected.map(|(status, body)| (status, body.to_owned())));
 }
+
+#[test]
+fn every_limit_is_the_new_policys_for_the_requests_after_a_reload() {
+    // What the script gets of each limit, with things that the requests before have left in store and directory.
+    let script = "local fs, kv, task = require('std:fs'), require('std:kv'), require('std:task')
+        local function fits(call, ...)
+            return if pcall(call, ...) then '1' else '0'
+        end
+        return function()
+            local waits = {}
+            local function wait()
+                table.insert(waits, task.spawn(task.wait, 3600))
+            end
+            local tasks = fits(wait) .. fits(wait) .. fits(wait)
+            for _, waiting in waits do
+                task.cancel(waiting)
+            end
+            local store = fits(kv.set, 'key', string.rep('x', 2000)) .. fits(kv.set, 'k', '')
+            local files = fits(fs.write, '/d/a', string.rep('x', 2000)) .. fits(fs.write, '/d/b', '')
+            return `{tasks} {store} {files}`
+        end";
+    let tenant = |limits: &str| {
+        let grants =
+            "[tenant.a.allow.kv]\n[[tenant.a.allow.fs]]\npath = \"/d\"\ndir = \"d\"\naccess = \"read-write\"\n";
+        format!("{TENANT}{grants}[tenant.a.limits]\n{limits}")
+    };
+    let wide = "tasks = 3\nkv = \"2 KiB\"\nfs = \"2 KiB\"\nfs_files = 2\n";
+    let narrow = "tasks = 2\nkv = \"2 KiB\"\nkv_value = \"1 KiB\"\nfs = \"1 KiB\"\nfs_files = 1\n";
+    let (folder, host) = start(script, &tenant(wide));
+    assert_eq!(host.get("/a").body, "111 11 11");
+    replace(folder.path(), &tenant(narrow));
+    assert!(reload(&host).contains(LOADED));
+    // In the store and the directory there is more than fits now. What does not add to it is still possible.
+    assert_eq!(host.get("/a").body, "110 01 11");
+    replace(folder.path(), &tenant(wide));
+    assert!(reload(&host).contains(LOADED));
+    assert_eq!(host.get("/a").body, "111 11 11");
+}

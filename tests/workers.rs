@@ -239,7 +239,7 @@ fn with_no_instance_free_the_wait_for_one_ends() {
     let files = [("a.luau", script), ("m.luau", "return function() return 1 end")];
     let (_folder, host) = start_with(&files, &grant(2), 1);
     // The request's own VM has the only one.
-    assert_eq!(host.get("/a").body, "limit instances: no free instance (host.instances)");
+    assert_eq!(host.get("/a").body, "limit instances: workers: over the host's limit instances = 1");
     assert_eq!(host.get("/a").status, 200);
 }
 

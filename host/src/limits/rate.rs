@@ -75,9 +75,10 @@ impl<C: Clock + Clone> RateLimiter<C> {
 
 fn quota(rate: Rate) -> Quota {
     let Rate { count, per } = rate;
-    // Governor counts whole nanoseconds and takes no interval of 0; the policy's rates never come near.
-    let interval = (per / count.get()).max(Duration::from_nanos(1));
-    let quota = Quota::with_period(interval).expect("the line above makes it at least 1 ns");
+    // Governor counts whole nanoseconds. Rounded up, so that never more pass than the policy says, and never 0.
+    let nanos = per.as_nanos().div_ceil(count.get().into()).max(1);
+    let interval = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+    let quota = Quota::with_period(interval).expect("the lines above make it at least 1 ns");
     quota.allow_burst(count)
 }
 
@@ -140,6 +141,16 @@ mod tests {
         assert_eq!(limiter.try_take_n(11), Err(OverLimit { retry_after: Duration::MAX }));
         clock.advance(Duration::from_secs(1));
         assert_eq!(limiter.try_take_n(10), Ok(()));
+    }
+
+    #[test]
+    fn what_does_not_divide_evenly_is_never_too_much() {
+        for count in [3, 7, 16 << 20] {
+            let (limiter, clock) = limiter(count, 1);
+            assert_eq!(limiter.try_take_n(count), Ok(()));
+            clock.advance(Duration::from_millis(999));
+            assert!(limiter.try_take_n(count).is_err(), "{count}");
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::{Ended, Failure, Job, Runtime, meter::CpuBudget, scheduler::Share, st
 use crate::{
     broker::workers::Permit,
     capability::workers::{Launcher, Place},
+    limits::{Exceeded, Owner},
+    policy::shown_time,
     script_log::ScriptLog,
 };
 
@@ -71,11 +73,11 @@ async fn run(request: Arc<Request>, permit: Permit, place: Place) -> Result<Repl
         let (tenant, request) = (&caller.tenant().name, caller.request());
         tracing::warn!(target: "neoc::request", tenant, request, reason = failure.as_str(), "a worker: {failure}");
     });
-    outcome(ended)
+    outcome(ended, request.runtime.n_slots)
 }
 
 /// What the caller of a worker gets.
-fn outcome(ended: Result<Ended, Failure>) -> Result<Reply, OperationError> {
+fn outcome(ended: Result<Ended, Failure>, n_instances: u32) -> Result<Reply, OperationError> {
     match ended.map(|ended| ended.finish) {
         Ok(Finish::Worked(result)) => result.map(Reply::Returned),
         Ok(Finish::Failed(ScriptError { message, traceback })) => {
@@ -83,9 +85,9 @@ fn outcome(ended: Result<Ended, Failure>) -> Result<Reply, OperationError> {
             Err(OperationError { traceback, ..OperationError::new(ErrorKind::Failed, message) })
         }
         Ok(Finish::Response(_) | Finish::Done) => Err(OperationError::io("the worker ended as something else")),
-        Err(failure @ Failure::Cpu(_)) => Err(OperationError::limit("cpu", failure.to_string())),
-        Err(failure @ Failure::Wall(_)) => Err(OperationError::limit("wall", failure.to_string())),
-        Err(failure @ Failure::Capacity) => Err(OperationError::limit("instances", failure.to_string())),
+        Err(Failure::Cpu(time)) => Err(Exceeded::new(Owner::Request, "cpu", shown_time(time)).at("workers")),
+        Err(Failure::Wall(time)) => Err(Exceeded::new(Owner::Request, "wall", shown_time(time)).at("workers")),
+        Err(Failure::Capacity) => Err(Exceeded::new(Owner::Host, "instances", n_instances).at("workers")),
         Err(failure @ Failure::Trap(_)) => Err(OperationError::new(ErrorKind::Failed, failure.to_string())),
         Err(Failure::Internal(_)) => Err(OperationError::io("internal error")),
     }
