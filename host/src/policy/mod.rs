@@ -12,6 +12,7 @@
 //! | `read` | from text to `raw`, with all errors and not only the first |
 //! | [`error`] | one line per error: file, line, column, key, value, rule, example |
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
+//! | [`keys`], [`schema`], [`document`] | what each key is; the same for editors, and for docs/POLICY.md |
 //! | `profile` | what a tenant starts from |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
@@ -26,6 +27,7 @@ pub mod address;
 pub mod call;
 pub mod changes;
 pub mod detach;
+pub mod document;
 pub mod error;
 mod fix;
 pub mod fs;
@@ -42,6 +44,7 @@ mod raw;
 mod read;
 pub mod refusal;
 pub mod route;
+pub mod schema;
 mod source;
 pub mod suggest;
 pub mod target;

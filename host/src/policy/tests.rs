@@ -199,7 +199,7 @@ script = "c.luau"
         (limits.memory_bytes >> 20, cpu, wall, *mode, rules, workers, allow.kv.as_ref().map(|grant| grant.place.line))
     };
     assert_eq!(shown("acme"), (16, 30, 5, Mode::Enforce, vec![29, 18, 6], Some((3, 27)), Some(5)));
-    assert_eq!(shown("beta"), (16, 30, 10, Mode::Report, vec![18, 6], Some((2, 17)), Some(5)));
+    assert_eq!(shown("beta"), (16, 30, 10, Mode::Report, vec![18, 6], Some((2, 16)), Some(5)));
     assert_eq!(shown("gamma"), (16, 40, 20, Mode::Enforce, vec![6], None, Some(5)));
     let url = http::parse_target("https://admin.example/").expect("a URL");
     let refusal = http::decide(&policy.tenant("acme").expect("there").allow.http, "GET", &url).expect_err("denied");
