@@ -76,6 +76,13 @@ mod exports {
         Box::into_raw(vec![0_u8; length].into_boxed_slice()).cast()
     }
 
+    /// Whether there is room for a message of so many bytes and for what is made of it. 1: there is. A host that
+    /// does not ask risks the end of the instance.
+    #[unsafe(no_mangle)]
+    extern "C" fn has_room(length: usize) -> u32 {
+        with_vm(|vm| vm.has_room(length)).into()
+    }
+
     /// Where the stack ends: it lies first in memory, and what is in it between two calls means nothing.
     #[unsafe(no_mangle)]
     extern "C" fn stack_end() -> *const u8 {

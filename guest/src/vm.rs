@@ -11,7 +11,7 @@ use neoc_abi::workers::Work;
 
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
-use crate::{failure, host, interrupt, limits, module, operation, request, sandbox, scheduler, stdlib, value};
+use crate::{failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, stdlib, value};
 
 /// A VM, and what it is busy with.
 pub struct Vm {
@@ -241,6 +241,12 @@ impl Vm {
         };
         scheduler::open(first, self.prelude.raw_get("run_cleanups")?);
         Ok(())
+    }
+
+    /// Whether a message of so many bytes can be taken in, if need be after the script's garbage is collected.
+    pub fn has_room(&self, length: usize) -> bool {
+        // Once for the message, once for what is read from it.
+        memory::reserve(&self.lua, length.saturating_mul(2)).is_ok()
     }
 
     /// Takes finished operations and runs until all tasks wait again. Gives how many do.

@@ -8,6 +8,7 @@
 //! | `/hold` | never: holds the connection, and sees when the client closes it |
 //! | `/closed/N` | how long after this request, in microseconds, the last of N held connections was closed |
 //! | `/empty` | closes without an answer |
+//! | `/large/N` | a body of N bytes |
 //! | anything else | the request's head, and its body after an empty line |
 
 use std::{
@@ -109,6 +110,9 @@ fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
     }
     if let Some(n) = path.strip_prefix("/closed/") {
         return Some(plain(200, &seen.wait_for_closed(n.parse().unwrap()).as_micros().to_string()));
+    }
+    if let Some(n) = path.strip_prefix("/large/") {
+        return Some(plain(200, &"x".repeat(n.parse().unwrap())));
     }
     match path {
         "/stall" => loop {

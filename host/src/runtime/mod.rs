@@ -335,14 +335,14 @@ impl Runtime {
                 let Some(grant) = &detach else { return Ok(()) };
                 cpu.renew(grant.cpu);
                 if n_waiting > 0 {
-                    n_waiting = vm.complete(&[]).await.map_err(failed)?;
+                    n_waiting = vm.complete(Vec::new()).await.map_err(failed)?;
                 }
             }
             if n_waiting == 0 {
                 return Ok(());
             }
             let Some(batch) = vm.next_batch().await else { return Ok(()) };
-            n_waiting = vm.complete(&batch).await.map_err(failed)?;
+            n_waiting = vm.complete(batch).await.map_err(failed)?;
         }
     }
 

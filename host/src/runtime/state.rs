@@ -39,6 +39,10 @@ const MAX_RANDOM_BYTES: u64 = 65_536;
 /// bound the cleanups of tasks. The guest keeps the limits; this stops a guest that was taken over.
 const SPARE_OPERATIONS: usize = 136;
 
+/// After so many bytes of outcomes a batch is closed: the guest has it twice while it reads it, beside all that
+/// the script has. The others come in the next one.
+const BATCH_BYTES: usize = 1024 * 1024;
+
 /// The store data of one VM.
 pub struct State {
     pub(super) wasi: WasiP1Ctx,
@@ -292,7 +296,8 @@ impl Effects {
         }
     }
 
-    /// Waits for the next completion that the guest waits for, and takes all that are there with it.
+    /// Waits for the next completion that the guest waits for, and takes those that are there with it, as far as
+    /// they are one batch.
     async fn next_batch(&mut self) -> Option<Vec<Completion>> {
         let mut batch = Vec::new();
         while batch.is_empty() {
@@ -301,18 +306,24 @@ impl Effects {
             }
             // Open for as long as there are effects, which hold a sender.
             let first = self.finished.recv().await?;
-            self.collect(first, &mut batch);
-            while let Ok(next) = self.finished.try_recv() {
-                self.collect(next, &mut batch);
+            let mut n_bytes = self.collect(first, &mut batch);
+            while n_bytes < BATCH_BYTES
+                && let Ok(next) = self.finished.try_recv()
+            {
+                n_bytes += self.collect(next, &mut batch);
             }
         }
         Some(batch)
     }
 
-    fn collect(&mut self, completion: Completion, batch: &mut Vec<Completion>) {
-        if self.awaited.remove(&completion.id).is_some() {
-            batch.push(completion);
+    /// Adds a completion, if the guest waits for it. Gives its size in bytes.
+    fn collect(&mut self, completion: Completion, batch: &mut Vec<Completion>) -> usize {
+        if self.awaited.remove(&completion.id).is_none() {
+            return 0;
         }
+        let n_bytes = wire::encoded_bytes(&completion.outcome);
+        batch.push(completion);
+        n_bytes
     }
 }
 

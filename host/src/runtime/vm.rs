@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use neoc_abi::{
-    Completion,
+    Completion, OperationError,
     event::{Bundle, Finish, Start},
     wire,
 };
-use serde::Serialize;
 use wasmtime::{Error, InstancePre, Result, Store, Trap, TypedFunc, UpdateDeadline, WasmResults};
 
 use super::{
@@ -18,6 +17,22 @@ use super::{
 
 /// A message to the guest: where it lies and how long it is.
 type Message = (u32, u32);
+
+/// Messages up to this size always find room, in bytes: the script's own heap leaves as much.
+const SMALL_BYTES: usize = 64 * 1024;
+
+/// Whether there is room in the guest for a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// It is small, or the VM is fresh.
+    Given,
+    /// The guest is to say so first; without, it would come to its end.
+    AskedFor,
+}
+
+fn no_room() -> Error {
+    Error::msg("the guest has no room for a small message")
+}
 
 /// What stops a running VM; see [`crate::policy::Preemption`].
 pub enum Preempt {
@@ -39,6 +54,7 @@ pub struct Vm {
     /// How the watcher stops it. None where epochs do.
     target: Option<Target>,
     allocate: TypedFunc<u32, u32>,
+    has_room: TypedFunc<u32, u32>,
     load: TypedFunc<Message, ()>,
     start: TypedFunc<Message, u32>,
     complete: TypedFunc<Message, u32>,
@@ -75,6 +91,7 @@ impl Vm {
         };
         Ok(Self {
             allocate: instance.get_typed_func(&mut store, "allocate")?,
+            has_room: instance.get_typed_func(&mut store, "has_room")?,
             load: instance.get_typed_func(&mut store, "load")?,
             start: instance.get_typed_func(&mut store, "start")?,
             complete: instance.get_typed_func(&mut store, "complete")?,
@@ -136,7 +153,7 @@ impl Vm {
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn load(&mut self, bundle: &Bundle) -> Result<Finish> {
         let load = self.load.clone();
-        self.call(&load, bundle).await?;
+        self.call(&load, &wire::encode(bundle)?, Room::Given).await?;
         self.take_finish().ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
     }
 
@@ -146,16 +163,27 @@ impl Vm {
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start(&mut self, start: &Start) -> Result<u32> {
         let function = self.start.clone();
-        self.call(&function, start).await
+        self.call(&function, &wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
     }
 
-    /// Delivers finished operations. Gives how many tasks wait now.
+    /// Delivers finished operations. Gives how many tasks wait now. Replies that the guest has no room for
+    /// become errors of their operations.
     ///
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
-    pub async fn complete(&mut self, batch: &[Completion]) -> Result<u32> {
+    pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
         let function = self.complete.clone();
-        self.call(&function, &batch).await
+        let bytes = wire::encode(&batch)?;
+        let room = if bytes.len() > SMALL_BYTES { Room::AskedFor } else { Room::Given };
+        if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
+            return Ok(n_waiting);
+        }
+        let large = |completion: &&mut Completion| wire::encoded_bytes(&completion.outcome) > SMALL_BYTES;
+        for completion in batch.iter_mut().filter(large) {
+            let message = "the reply does not fit into what is left of the script's memory";
+            completion.outcome = Err(OperationError::limit("memory", message));
+        }
+        self.call(&function, &wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// Waits for operations to finish, and gives all that have. None when none is under way.
@@ -173,12 +201,13 @@ impl Vm {
         self.store.data().n_stalls
     }
 
-    async fn call<T: Serialize, R: WasmResults + Sync>(
+    /// Hands a message over. None: the guest was asked whether it has room, and has not.
+    async fn call<R: WasmResults + Sync>(
         &mut self,
         function: &TypedFunc<Message, R>,
-        message: &T,
-    ) -> Result<R> {
-        let bytes = wire::encode(message)?;
+        bytes: &[u8],
+        room: Room,
+    ) -> Result<Option<R>> {
         let length = u32::try_from(bytes.len())?;
         if self.target.is_none() {
             // A tick that passed while the VM was parked is not this slice's.
@@ -187,10 +216,13 @@ impl Vm {
         self.meter.check_between_slices()?;
         let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
         let call = async {
+            if room == Room::AskedFor && self.has_room.call_async(&mut self.store, length).await? == 0 {
+                return Ok(None);
+            }
             let pointer = self.allocate.call_async(&mut self.store, length).await?;
             let memory = self.store.data().memory()?;
-            memory.write(&mut self.store, usize::try_from(pointer)?, &bytes)?;
-            function.call_async(&mut self.store, (pointer, length)).await
+            memory.write(&mut self.store, usize::try_from(pointer)?, bytes)?;
+            function.call_async(&mut self.store, (pointer, length)).await.map(Some)
         };
         Metered::new(call, meter, target).await.map_err(|error| {
             // A kill closes the safepoint page, and the guest's next load from it traps.
