@@ -114,8 +114,11 @@ mod tests {
     /// A policy around a table that lies somewhere in it.
     type Around<'a> = &'a dyn Fn(toml::Table) -> toml::Table;
 
+    /// Looks at a key: its path, itself, the keys beside it, and what makes a policy of a table of these.
+    type Look<'a> = &'a mut dyn FnMut(&str, &Key, &[Key], Around<'_>);
+
     /// Calls `each` for every key, with its path, the keys beside it, and what makes a policy of a table of these.
-    fn walk(path: &str, keys: &[Key], around: Around<'_>, each: &mut dyn FnMut(&str, &Key, &[Key], Around<'_>)) {
+    fn walk(path: &str, keys: &[Key], around: Around<'_>, each: Look<'_>) {
         for key in keys {
             let path = if path.is_empty() { key.name.to_owned() } else { format!("{path}.{}", key.name) };
             each(&path, key, keys, around);
