@@ -15,6 +15,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+pub mod net;
 mod subject;
 pub mod time;
 pub mod workers;
@@ -65,6 +66,8 @@ pub enum Permit {
     Module(module::Permit),
     /// For [`crate::capability::workers`].
     Workers(workers::Permit),
+    /// For [`crate::capability::net`].
+    Net(net::Permit),
 }
 
 /// Why there is no permit.
@@ -136,6 +139,7 @@ impl Broker {
             Operation::Detach(operation) => detach::authorize(caller, &operation).map(Permit::Detach),
             Operation::Module(operation) => module::authorize(operation).map(Permit::Module),
             Operation::Workers(operation) => workers::authorize(caller, operation).map(Permit::Workers),
+            Operation::Net(operation) => net::authorize(caller, operation).map(Permit::Net),
         });
         self.audit(caller, &subject, decided)
     }

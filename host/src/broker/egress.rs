@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use url::{Host, Url};
 
-use crate::policy::{Tenant, http as policy};
+use crate::policy::{Tenant, http, net};
 
 /// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
 #[derive(Clone)]
@@ -21,7 +21,13 @@ pub struct Endpoint {
     host: Host<String>,
     port: u16,
     tls: bool,
-    rules: policy::HttpMatch,
+    rules: Rules,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Rules {
+    Http(http::HttpMatch),
+    Net(net::NetMatch),
 }
 
 /// Leave to connect to one address.
@@ -33,14 +39,21 @@ pub struct AddressPermit {
 
 impl Destination {
     /// Where a URL leads that `rules` of the tenant allow. None for a URL without a host, which no rule allows.
-    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &policy::HttpMatch) -> Option<Self> {
+    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &http::HttpMatch) -> Option<Self> {
         let endpoint = Endpoint {
             host: url.host()?.to_owned(),
             port: url.port_or_known_default()?,
             tls: url.scheme() == "https",
-            rules: rules.clone(),
+            rules: Rules::Http(rules.clone()),
         };
         Some(Self { tenant: Arc::clone(tenant), endpoint })
+    }
+
+    /// Where a target of `std:net` leads that `rules` of the tenant allow.
+    pub(super) fn of_target(tenant: &Arc<Tenant>, target: &net::Target, rules: &net::NetMatch) -> Self {
+        let net::Target { scheme, host, port } = target.clone();
+        let endpoint = Endpoint { host, port, tls: scheme == net::Scheme::Tls, rules: Rules::Net(rules.clone()) };
+        Self { tenant: Arc::clone(tenant), endpoint }
     }
 
     /// Whose call it is.
@@ -70,7 +83,11 @@ impl Destination {
 
     /// Permits a connection to one address, or not.
     pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
-        let allowed = policy::allows_address(&self.tenant.allow.http, &self.endpoint.rules, address.ip());
+        let (allow, address_ip) = (&self.tenant.allow, address.ip());
+        let allowed = match &self.endpoint.rules {
+            Rules::Http(rules) => http::allows_address(&allow.http, rules, address_ip),
+            Rules::Net(rules) => net::allows_address(&allow.net, rules, address_ip),
+        };
         allowed.then_some(AddressPermit { address })
     }
 }

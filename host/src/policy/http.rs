@@ -92,7 +92,7 @@ impl Method {
 pub fn decide(rules: &[Rule], method: &str, url: &Url) -> Result<HttpMatch, Refusal> {
     let call = Call { rules, method, url };
     let matched = call.find_rules()?;
-    let known = known_addresses(url);
+    let known = known_addresses(url.host());
     // `localhost` has two addresses; one that passes is enough to go on.
     match known.first() {
         Some(first) if !known.iter().any(|address| allows_address(rules, &matched, *address)) => {
@@ -185,7 +185,7 @@ impl Call<'_> {
 
     /// Adds what would allow the call, unless nothing would.
     fn with_remedy(&self, refusal: Refusal, resolved: Option<IpAddr>) -> Refusal {
-        let known = known_addresses(self.url);
+        let known = known_addresses(self.url.host());
         // A script may be told an address that stands in its own URL, and no other.
         let addresses_are_known = resolved.is_none_or(|address| known.contains(&address));
         let addresses = if addresses_are_known { known } else { resolved.into_iter().collect() };
@@ -208,8 +208,8 @@ impl Rule {
 }
 
 /// The addresses of a host that needs no resolving, in their canonical form.
-fn known_addresses(url: &Url) -> Vec<IpAddr> {
-    match url.host() {
+pub(super) fn known_addresses(host: Option<Host<&str>>) -> Vec<IpAddr> {
+    match host {
         Some(Host::Ipv4(address)) => vec![address.into()],
         Some(Host::Ipv6(address)) => vec![IpAddr::from(address).to_canonical()],
         // Every name below `localhost` is loopback by definition (RFC 6761).
@@ -222,7 +222,7 @@ fn known_addresses(url: &Url) -> Vec<IpAddr> {
 
 /// The networks that a rule names to let an address pass: none for a public one, else itself, and a
 /// special one that it carries.
-fn networks(address: IpAddr) -> Vec<String> {
+pub(super) fn networks(address: IpAddr) -> Vec<String> {
     let address = address.to_canonical();
     let special = |address: &IpAddr| address::classify(*address) != Class::Public;
     let both = [Some(address), address::inside(address)].into_iter().flatten();
@@ -265,7 +265,7 @@ pub(super) fn enforce(raw: Vec<Spanned<HttpToml>>, at: &str, errors: &mut Errors
     rules
 }
 
-fn network(text: &str) -> Result<IpNet, Broken> {
+pub(super) fn network(text: &str) -> Result<IpNet, Broken> {
     let example = "\"127.0.0.0/8\"";
     let Ok(network) = IpNet::from_str(text) else {
         return Err(match IpAddr::from_str(text) {

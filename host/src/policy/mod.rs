@@ -30,6 +30,7 @@ pub mod http;
 pub mod kv;
 pub mod limits;
 pub mod log;
+pub mod net;
 pub mod origin;
 mod raw;
 mod read;

@@ -51,6 +51,8 @@ pub struct HostToml {
     pub preemption: Option<Text>,
     /// File that gets a line for every decision.
     pub audit: Option<Text>,
+    /// Name servers.
+    pub dns: Option<Vec<Text>>,
 }
 
 impl TableToml for HostToml {
@@ -61,6 +63,7 @@ impl TableToml for HostToml {
         ("instances", "1000"),
         ("workers", "2"),
         ("preemption", "\"safepoint\""),
+        ("dns", "[\"127.0.0.1:53\"]"),
         ("audit", "\"../audit.jsonl\""),
     ];
 }
@@ -77,6 +80,8 @@ pub struct TenantToml {
     pub limits: LimitsToml,
     /// `[tenant.NAME.allow]`
     pub allow: AllowToml,
+    /// `[tenant.NAME.deny]`
+    pub deny: DenyToml,
 }
 
 impl TableToml for TenantToml {
@@ -85,6 +90,7 @@ impl TableToml for TenantToml {
         ("routes", "[\"/acme/*\"]"),
         ("limits", "{ memory = \"32 MiB\" }"),
         ("allow", "{ kv = {} }"),
+        ("deny", "{}"),
     ];
 }
 
@@ -126,6 +132,8 @@ impl TableToml for LimitsToml {
 pub struct AllowToml {
     /// `[[tenant.NAME.allow.http]]`
     pub http: Vec<Spanned<HttpToml>>,
+    /// `[[tenant.NAME.allow.net]]`
+    pub net: Vec<Spanned<NetToml>>,
     /// `[[tenant.NAME.allow.fs]]`
     pub fs: Vec<Spanned<FsToml>>,
     /// `[tenant.NAME.allow.kv]`
@@ -139,6 +147,7 @@ pub struct AllowToml {
 impl TableToml for AllowToml {
     const KEYS: &'static [(&'static str, &'static str)] = &[
         ("http", "[{ hosts = [\"https://api.example.com\"] }]"),
+        ("net", "[{ hosts = [\"tcp://db.example.com:5432\"] }]"),
         ("fs", "[{ path = \"/data\", dir = \"acme-data\", access = \"read\" }]"),
         ("kv", "{}"),
         ("detach", "{ tasks = 10, cpu = \"50 ms\", wall = \"30 s\" }"),
@@ -164,6 +173,45 @@ impl TableToml for HttpToml {
         ("addresses", "[\"127.0.0.0/8\"]"),
         ("methods", "[\"GET\", \"POST\"]"),
     ];
+}
+
+/// One `[[tenant.NAME.allow.net]]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetToml {
+    /// Endpoints.
+    pub hosts: Option<Vec<Text>>,
+    /// Private and special networks that the hosts may resolve to.
+    pub addresses: Option<Vec<Text>>,
+}
+
+impl TableToml for NetToml {
+    const KEYS: &'static [(&'static str, &'static str)] =
+        &[("hosts", "[\"tcp://db.example.com:5432\"]"), ("addresses", "[\"10.0.0.0/8\"]")];
+}
+
+/// `[tenant.NAME.deny]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyToml {
+    /// `[[tenant.NAME.deny.net]]`
+    pub net: Vec<Spanned<DenyNetToml>>,
+}
+
+impl TableToml for DenyToml {
+    const KEYS: &'static [(&'static str, &'static str)] = &[("net", "[{ hosts = [\"tcp://db.example.com:5432\"] }]")];
+}
+
+/// One `[[tenant.NAME.deny.net]]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyNetToml {
+    /// Endpoints.
+    pub hosts: Option<Vec<Text>>,
+}
+
+impl TableToml for DenyNetToml {
+    const KEYS: &'static [(&'static str, &'static str)] = &[("hosts", "[\"tcp://db.example.com:5432\"]")];
 }
 
 /// One `[[tenant.NAME.allow.fs]]`
@@ -234,16 +282,16 @@ mod tests {
     #[test]
     fn every_key_is_listed_with_an_example_of_its_type() {
         // Destructured without `..`: a new field fails to compile until it is asserted here.
-        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
+        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns: _ } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, limits, allow } = examples();
+        let TenantToml { script, routes, limits, allow, deny: _ } = examples();
         assert!(script.is_some() && routes.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());
         let LimitsToml { memory, cpu, wall, requests, operations, connections, weight } = examples();
         assert!(memory.is_some() && cpu.is_some() && wall.is_some());
         assert!(requests.is_some() && operations.is_some() && connections.is_some() && weight.is_some());
-        let AllowToml { http, fs, kv, detach, workers } = examples();
+        let AllowToml { http, net: _, fs, kv, detach, workers } = examples();
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());

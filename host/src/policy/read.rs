@@ -83,18 +83,28 @@ fn tenant(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> TenantTo
         .and_then(|value| as_table(&allow_at, &format!("[{allow_at}.kv]"), value, errors))
         .map(|(table, _)| allow(&allow_at, table, errors))
         .unwrap_or_default();
-    TenantToml { limits, allow, ..keys(at, table, errors) }
+    let deny_at = child(at, "deny");
+    let deny = take(&mut table, "deny")
+        .and_then(|value| as_table(&deny_at, &format!("[{deny_at}]"), value, errors))
+        .map(|(mut table, _)| {
+            let net = grants(&child(&deny_at, "net"), take(&mut table, "net"), errors);
+            let _: super::raw::DenyToml = keys(&deny_at, table, errors);
+            super::raw::DenyToml { net }
+        })
+        .unwrap_or_default();
+    TenantToml { limits, allow, deny, ..keys(at, table, errors) }
 }
 
 fn allow(at: &str, mut table: DeTable<'_>, errors: &mut Errors<'_>) -> AllowToml {
     let http = grants(&child(at, "http"), take(&mut table, "http"), errors);
+    let net = grants(&child(at, "net"), take(&mut table, "net"), errors);
     let fs = grants(&child(at, "fs"), take(&mut table, "fs"), errors);
     let kv = grant(&child(at, "kv"), take(&mut table, "kv"), errors);
     let detach = grant(&child(at, "detach"), take(&mut table, "detach"), errors);
     let workers = grant(&child(at, "workers"), take(&mut table, "workers"), errors);
     // As above.
     let _: AllowToml = keys(at, table, errors);
-    AllowToml { http, fs, kv, detach, workers }
+    AllowToml { http, net, fs, kv, detach, workers }
 }
 
 /// The `[table]` of a grant that stands once.

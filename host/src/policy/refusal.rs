@@ -55,6 +55,8 @@ pub enum Reason {
     NotGranted,
     /// No rule names this scheme, host and port.
     HostNotAllowed,
+    /// A rule denies it, whatever others allow.
+    DeniedByRule,
     /// The rules that name the host do not list the method.
     MethodNotAllowed,
     /// The address is private or special and no matching rule names it.
@@ -73,9 +75,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotGranted,
         Self::HostNotAllowed,
+        Self::DeniedByRule,
         Self::MethodNotAllowed,
         Self::AddressNotAllowed,
         Self::AddressNeverAllowed,
@@ -89,6 +92,7 @@ impl Reason {
         match self {
             Self::NotGranted => "not_granted",
             Self::HostNotAllowed => "host_not_allowed",
+            Self::DeniedByRule => "denied_by_rule",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::AddressNeverAllowed => "address_never_allowed",
@@ -102,6 +106,7 @@ impl Reason {
         match self {
             Self::NotGranted => "the policy grants this tenant nothing of the kind",
             Self::HostNotAllowed => "no rule names this scheme, host and port",
+            Self::DeniedByRule => "a rule denies it",
             Self::MethodNotAllowed => "no rule for this host lists the method",
             Self::AddressNotAllowed => "the host has a private or special address that no rule names",
             Self::AddressNeverAllowed => "the host has a link-local or metadata address, which no rule can allow",
@@ -236,6 +241,7 @@ mod tests {
             [
                 "not_granted",
                 "host_not_allowed",
+                "denied_by_rule",
                 "method_not_allowed",
                 "address_not_allowed",
                 "address_never_allowed",

@@ -14,8 +14,8 @@ use super::{
     host::below,
     http, kv,
     limits::{self, Limits},
-    log,
-    raw::{AllowToml, TenantToml, Text},
+    log, net,
+    raw::{AllowToml, DenyToml, TenantToml, Text},
     route::{Placed, Route},
     workers,
 };
@@ -36,6 +36,8 @@ pub struct Tenant {
     pub limits: Limits,
     /// What it may do.
     pub allow: Allow,
+    /// What it may not, whatever is allowed.
+    pub deny: Deny,
 }
 
 /// A tenant's grants. Empty: no effect at all.
@@ -43,6 +45,8 @@ pub struct Tenant {
 pub struct Allow {
     /// Outbound HTTP. A call needs one rule that allows all of it.
     pub http: Vec<http::Rule>,
+    /// Connections and datagrams. A call needs one rule that allows all of it.
+    pub net: Vec<net::Rule>,
     /// Directories. The grant with the longest path that covers a call decides.
     pub fs: Vec<fs::Grant>,
     /// The tenant's own store.
@@ -55,13 +59,27 @@ pub struct Allow {
     pub log: log::Grant,
 }
 
+/// What is denied to a tenant.
+#[derive(Debug, Clone, Default)]
+pub struct Deny {
+    /// Connections and datagrams.
+    pub net: Vec<net::Deny>,
+}
+
 // === impl Tenant ===
 
 impl Tenant {
     /// A tenant for a single script without a policy: no grants, and the budget of a job.
     pub fn without_grants(name: impl Into<String>, script: impl Into<PathBuf>) -> Self {
         let limits = Limits { cpu: Duration::from_secs(5), wall: Duration::from_secs(60), ..Limits::default() };
-        Self { name: name.into(), script: script.into(), routes: Vec::new(), limits, allow: Allow::default() }
+        Self {
+            name: name.into(),
+            script: script.into(),
+            routes: Vec::new(),
+            limits,
+            allow: Allow::default(),
+            deny: Deny::default(),
+        }
     }
 }
 
@@ -76,7 +94,7 @@ pub(super) fn enforce(
 ) -> Tenant {
     let at = child("tenant", name.get_ref());
     let span = name.span();
-    let TenantToml { script, routes, limits, allow } = raw.into_inner();
+    let TenantToml { script, routes, limits, allow, deny } = raw.into_inner();
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -90,6 +108,7 @@ pub(super) fn enforce(
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
         limits: limits::enforce(limits, &child(&at, "limits"), errors),
         allow: self::allow(allow, &child(&at, "allow"), errors),
+        deny: self::deny(deny, &child(&at, "deny"), errors),
         name: name.into_inner(),
     }
 }
@@ -107,9 +126,10 @@ fn routes(at: &str, tenant: &str, written: &[Text], all: &mut Vec<Placed>, error
 }
 
 fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
-    let AllowToml { http, fs, kv, detach, workers } = raw;
+    let AllowToml { http, net, fs, kv, detach, workers } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), errors),
+        net: net::enforce(net, &child(at, "net"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
         kv: kv.map(|kv| {
             let span = kv.span();
@@ -125,6 +145,11 @@ fn allow(raw: AllowToml, at: &str, errors: &mut Errors<'_>) -> Allow {
         }),
         log: log::Grant::default(),
     }
+}
+
+fn deny(raw: DenyToml, at: &str, errors: &mut Errors<'_>) -> Deny {
+    let DenyToml { net } = raw;
+    Deny { net: net::enforce_deny(net, &child(at, "net"), errors) }
 }
 
 fn is_name(name: &str) -> bool {
