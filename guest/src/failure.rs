@@ -8,6 +8,8 @@ use neoc_abi::error::{MAX_ERROR_TEXT_BYTES, truncate_at_char};
 use neoc_abi::event::ScriptError;
 use neoc_abi::{ErrorKind, OperationError};
 
+use crate::caller;
+
 /// What Luau raises when the heap is full.
 const NOT_ENOUGH_MEMORY: &str = "not enough memory";
 
@@ -41,7 +43,11 @@ impl Failure {
     /// When there is no memory for it.
     pub fn into_value(self, lua: &Lua) -> mlua::Result<Value> {
         match self {
-            Self::Operation(error) => Ok(Value::Table(error_table(lua, error)?)),
+            Self::Operation(mut error) => {
+                // One from another VM says where it happened there.
+                error.site = error.site.or_else(|| caller::site(lua).map(|site| site.to_string()));
+                Ok(Value::Table(error_table(lua, error)?))
+            }
             Self::Luau(error) => Ok(Value::String(lua.create_string(describe_error(&error))?)),
         }
     }
@@ -60,7 +66,8 @@ impl Failure {
 /// # Errors
 /// When there is no memory for it.
 pub fn error_table(lua: &Lua, error: OperationError) -> mlua::Result<Table> {
-    let OperationError { kind, message, capability, target, fix, limit, retry_after_ms, traceback } = error;
+    let OperationError { kind, message, capability, target, fix, limit, retry_after_ms, reason, rule, site, traceback } =
+        error;
     let table = lua.create_table()?;
     table.raw_set("kind", kind.as_str())?;
     table.raw_set("message", message)?;
@@ -69,6 +76,9 @@ pub fn error_table(lua: &Lua, error: OperationError) -> mlua::Result<Table> {
     table.raw_set("fix", fix)?;
     table.raw_set("limit", limit)?;
     table.raw_set("retry_after", retry_after_ms.map(|ms| ms as f64 / 1000.0))?;
+    for (name, value) in [("reason", reason), ("rule", rule), ("site", site)] {
+        table.raw_set(name, value)?;
+    }
     table.raw_set("traceback", traceback)?;
     if let Some(metatable) = lua.app_data_ref::<ErrorMetatable>() {
         table.set_metatable(Some(metatable.0.clone()))?;
@@ -89,6 +99,9 @@ fn from_error_table(table: &Table) -> OperationError {
         fix: text("fix"),
         limit: text("limit"),
         retry_after_ms: retry_after.map(|seconds| (seconds * 1000.0) as u64),
+        reason: text("reason"),
+        rule: text("rule"),
+        site: text("site"),
         traceback: text("traceback"),
         ..OperationError::new(kind, text("message").unwrap_or_default())
     }
@@ -200,17 +213,7 @@ fn position(frame: &str) -> Option<&str> {
 
 /// Where a call stands that has the VM stand still, such as `main.luau:3: task.wait`.
 pub fn stall_place(lua: &Lua, api: &str) -> String {
-    /// Frames of the callback and its wrappers, and then of a script's own functions.
-    const MAX_LEVELS: usize = 16;
-    let frame = |level| {
-        lua.inspect_stack(level, |debug| {
-            let source = debug.source().short_src?.into_owned();
-            let is_scripts = !source.starts_with('[') && source != "__mlua_async_poll";
-            is_scripts.then(|| format!("{source}:{}", debug.current_line().unwrap_or_default()))
-        })
-    };
-    let place = (0..MAX_LEVELS).find_map(|level| frame(level).flatten());
-    format!("{}: {api}", place.unwrap_or_default())
+    format!("{}: {api}", caller::site(lua).map(|site| site.to_string()).unwrap_or_default())
 }
 
 /// A failure that has no traceback.
@@ -222,8 +225,8 @@ pub fn from_message(message: impl Into<String>) -> ScriptError {
 
 /// The frames that the author of the script knows: not ours, not mlua's, not Luau's built-in functions.
 fn script_frames(trace: &str) -> String {
-    let foreign = ["[neoc]", "[C]", "__mlua_async_poll"];
-    let frames = trace.lines().filter(|line| !line.is_empty() && !foreign.iter().any(|name| line.starts_with(name)));
+    let is_foreign = |line: &str| caller::FOREIGN.iter().any(|name| line.starts_with(name));
+    let frames = trace.lines().filter(|line| !line.is_empty() && !is_foreign(line));
     frames.collect::<Vec<_>>().join("\n")
 }
 

@@ -4,14 +4,14 @@
 
 use neoc_abi::event::Finish;
 use neoc_abi::log::{Level, MAX_LINE_BYTES, Record};
-use neoc_abi::{Completion, Operation, OperationError, Outcome, wire};
+use neoc_abi::{Call, Completion, OperationError, Outcome, wire};
 
 #[cfg(not(target_arch = "wasm32"))]
 pub use double as imports;
 
 /// Asks the host for an effect. `None`: a completion with this `id` comes later.
-pub fn submit(id: u32, operation: &Operation) -> Option<Outcome> {
-    let Ok(bytes) = wire::encode(operation) else {
+pub fn submit(id: u32, call: &Call) -> Option<Outcome> {
+    let Ok(bytes) = wire::encode(call) else {
         return Some(Err(OperationError::invalid("the operation cannot be written")));
     };
     let reply = imports::submit(id, &bytes)?;
@@ -113,7 +113,7 @@ pub mod double {
 
     use std::cell::RefCell;
 
-    /// Gives the bytes of an outcome for the bytes of an operation, or leaves it pending.
+    /// Gives the bytes of an outcome for the bytes of a call, or leaves it pending.
     pub type Answer = fn(&[u8]) -> Option<Vec<u8>>;
 
     /// What the guest has said, as bytes, in order.

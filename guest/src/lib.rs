@@ -24,6 +24,7 @@
 
 #[cfg(target_arch = "wasm32")]
 mod allocator;
+mod caller;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod failure;

@@ -12,7 +12,7 @@ use std::task::{Poll, Waker};
 use neoc_abi::{Completion, Operation, OperationError, Outcome, Reply, time};
 
 use crate::scheduler::{self, cancel, wait};
-use crate::{host, limits};
+use crate::{caller, host, limits};
 
 /// The longest time that can be waited for, in seconds. A wait for ever is a wait for the end of the script's time.
 const MAX_SECONDS: f64 = 1e9;
@@ -50,7 +50,7 @@ enum Progress {
     /// It works on it.
     Pending,
     /// It has ended, so.
-    Finished(Outcome),
+    Finished(Box<Outcome>),
     /// Its outcome was taken.
     Taken,
 }
@@ -92,7 +92,7 @@ pub async fn perform(api: &str, operation: Operation) -> Outcome {
     if OPERATIONS.with_borrow(|operations| operations.n_pending >= most) {
         return Err(limits::exceeded(api, "pending_operations", most));
     }
-    submit(&operation, false)?.outcome().await
+    submit(operation, false)?.outcome().await
 }
 
 /// Performs an operation as soon as few enough others wait.
@@ -114,17 +114,14 @@ pub async fn perform_in_line(api: &str, operation: Operation) -> Outcome {
     .await;
     drop(turn);
     cancel::refuse().await?;
-    let pending = submit(&operation, false)?;
-    // The text may be large, and the wait long.
-    drop(operation);
-    pending.outcome().await
+    submit(operation, false)?.outcome().await
 }
 
 /// Performs an operation that the host answers at once.
 ///
 /// # Errors
 /// What the host answers, and `cancelled`.
-pub fn perform_at_once(api: &str, operation: &Operation) -> Outcome {
+pub fn perform_at_once(api: &str, operation: Operation) -> Outcome {
     check_open(api)?;
     cancel::check()?;
     submit(operation, false)?.now()
@@ -141,12 +138,12 @@ pub async fn sleep(api: &str, seconds: f64) -> Result<f64, OperationError> {
     if OPERATIONS.with_borrow(|operations| operations.n_timers >= most) {
         return Err(limits::exceeded(api, "timers", most));
     }
-    waited(submit(&wait_for(seconds), true)?.outcome().await?)
+    waited(submit(wait_for(seconds), true)?.outcome().await?)
 }
 
 /// Lets a time pass that no task waits for, so that no cancellation ends it.
 pub async fn window(seconds: f64) {
-    if let Ok(mut pending) = submit(&wait_for(seconds), true) {
+    if let Ok(mut pending) = submit(wait_for(seconds), true) {
         pending.hand_to_nobody();
         // Over, in any case: an error must not make the window wider.
         let _ = pending.outcome().await;
@@ -165,12 +162,12 @@ fn waited(reply: Reply) -> Result<f64, OperationError> {
     }
 }
 
-/// Hands an operation to the host, for the current task.
-fn submit(operation: &Operation, is_timer: bool) -> Result<Pending, OperationError> {
+/// Hands an operation to the host, for the current task. It is dropped here: it may be large, and the wait long.
+fn submit(operation: Operation, is_timer: bool) -> Result<Pending, OperationError> {
     let task = scheduler::current();
     let id = OPERATIONS.with_borrow_mut(|operations| operations.add(task, is_timer));
     let pending = Pending { id };
-    if let Some(outcome) = host::submit(id, operation) {
+    if let Some(outcome) = host::submit(id, &caller::call(operation)) {
         complete(Completion { id, outcome });
     }
     Ok(pending)
@@ -184,7 +181,7 @@ pub fn complete(completion: Completion) {
         if !awaited.is_pending() {
             return (None, Vec::new());
         }
-        awaited.progress = Progress::Finished(outcome);
+        awaited.progress = Progress::Finished(Box::new(outcome));
         let (waker, is_timer) = (awaited.waker.take(), awaited.is_timer);
         operations.subtract(is_timer);
         (waker, std::mem::take(&mut operations.in_line))
@@ -328,7 +325,7 @@ impl Awaited {
 
     fn take(&mut self) -> Option<Outcome> {
         match std::mem::replace(&mut self.progress, Progress::Taken) {
-            Progress::Finished(outcome) => Some(outcome),
+            Progress::Finished(outcome) => Some(*outcome),
             Progress::Pending | Progress::Taken => None,
         }
     }

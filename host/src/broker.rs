@@ -22,7 +22,7 @@ pub mod workers;
 
 use std::{collections::HashMap, sync::Arc};
 
-use neoc_abi::{Operation, OperationError};
+use neoc_abi::{Call, Operation, OperationError, Site};
 
 pub use self::account::{Account, Connection, Connections, Traffic};
 use self::{account::Counts, subject::Subject};
@@ -41,6 +41,7 @@ pub struct Broker {
 }
 
 /// Who asks: one request of one tenant.
+#[derive(Clone)]
 pub struct Caller {
     tenant: Arc<Tenant>,
     account: Arc<Account>,
@@ -48,6 +49,8 @@ pub struct Caller {
     counts: Arc<Counts>,
     /// Whether it is a worker of the request that asks.
     is_worker: bool,
+    /// From where in the script. Absent before the call, and where no function of a script is on the stack.
+    site: Option<Site>,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -120,14 +123,16 @@ impl Broker {
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
         let (tenant, counts) = (Arc::clone(tenant), Arc::new(Counts::new(tenant)));
-        Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false }))
+        Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false, site: None }))
     }
 
     /// Decides about one operation. Never waits.
     ///
     /// # Errors
     /// What the script gets instead of the effect: of kind `denied`, `limit` or `invalid`.
-    pub fn authorize(&self, caller: &Arc<Caller>, operation: Operation) -> Result<Permit, OperationError> {
+    pub fn authorize(&self, caller: &Caller, call: Call) -> Result<Permit, OperationError> {
+        let Call { site, scope: _, operation } = call;
+        let caller = &Arc::new(Caller { site, ..caller.clone() });
         let subject = Subject::of(&operation);
         let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
             Operation::Http(operation) => {
@@ -163,7 +168,7 @@ impl Broker {
             policy: &self.version,
             tenant: &caller.tenant.name,
             request: &caller.request,
-            site: None,
+            site: caller.site.as_ref().map(|site| site as &dyn std::fmt::Display),
             capability: subject.capability,
             operation: &subject.operation,
             target: &subject.target,
@@ -201,13 +206,7 @@ impl Caller {
 
     /// A worker of the same request.
     fn as_worker(&self) -> Arc<Self> {
-        Arc::new(Self {
-            tenant: Arc::clone(&self.tenant),
-            account: Arc::clone(&self.account),
-            request: Arc::clone(&self.request),
-            counts: Arc::clone(&self.counts),
-            is_worker: true,
-        })
+        Arc::new(Self { is_worker: true, site: None, ..self.clone() })
     }
 
     /// A refusal with this tenant's name in its rule and its fix.

@@ -80,6 +80,12 @@ pub struct OperationError {
     pub limit: Option<String>,
     /// When a retry can succeed, in milliseconds from now.
     pub retry_after_ms: Option<u64>,
+    /// The stable label of why it was refused, such as `host_not_allowed`; the same in logs and counters.
+    pub reason: Option<String>,
+    /// The rule that stood in the way, by its file and line, or `no rule`. Only where the policy refused.
+    pub rule: Option<String>,
+    /// The line of the script that made the call, such as `main.luau:12`.
+    pub site: Option<String>,
     /// Where it happened in another VM, one frame a line.
     pub traceback: Option<String>,
 }
@@ -97,6 +103,9 @@ impl OperationError {
             fix: None,
             limit: None,
             retry_after_ms: None,
+            reason: None,
+            rule: None,
+            site: None,
             traceback: None,
         }
     }

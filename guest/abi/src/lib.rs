@@ -53,6 +53,32 @@ pub enum Operation {
     Net(net::Operation),
 }
 
+/// What a VM submits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    /// Where in the script. Absent: no function of a script is on the stack of the coroutine that calls.
+    pub site: Option<Site>,
+    /// What it may do at most, by a number that the host gave out. 0: all that the tenant may.
+    pub scope: u32,
+    /// The effect.
+    pub operation: Operation,
+}
+
+/// A line of a script.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// The file, as in tracebacks.
+    pub module: String,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.module, self.line)
+    }
+}
+
 /// The result of an [`Operation`]; the variants match.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Reply {

@@ -22,7 +22,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 use crate::failure::{self, Failure};
 use crate::stdlib::arguments::Arguments;
 use crate::stdlib::{self, Answer, Body};
-use crate::{host, memory, operation};
+use crate::{caller, host, memory, operation};
 use resolve::{Configurations, Step};
 
 /// How many modules may be loading inside one another in one task. Each level stands on the stack of the one
@@ -165,7 +165,8 @@ async fn find(paths: Vec<String>) -> Result<(Vec<u32>, Vec<u8>), Failure> {
         operation::perform_in_line("require", operation).await
     } else {
         // A script is being loaded: there is no task that could wait, and the host answers at once.
-        host::submit(0, &operation).unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
+        host::submit(0, &caller::call(operation))
+            .unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
     };
     match outcome? {
         AnyReply::Module(Reply::Found { present, source }) => Ok((present, source)),

@@ -32,8 +32,16 @@ pub enum Step {
 
 /// What stands between a name and its module.
 enum Obstacle {
-    Refused(OperationError),
+    Refused(Box<OperationError>),
     Unknown(Vec<String>),
+}
+
+// === impl Obstacle ===
+
+impl Obstacle {
+    fn refused(message: String) -> Self {
+        Self::Refused(Box::new(OperationError::invalid(message)))
+    }
 }
 
 // === impl Configurations ===
@@ -47,7 +55,7 @@ impl Configurations {
         match self.module(requirer, name) {
             Ok(module) => Ok(Step::Module(module)),
             Err(Obstacle::Unknown(paths)) => Ok(Step::LookFor(paths)),
-            Err(Obstacle::Refused(error)) => Err(error),
+            Err(Obstacle::Refused(error)) => Err(*error),
         }
     }
 
@@ -122,12 +130,8 @@ impl Configurations {
         trail: &mut Vec<(String, String)>,
     ) -> Result<String, Obstacle> {
         let file = configuration_in(folder);
-        let refuse = |rule: &str| {
-            Obstacle::Refused(OperationError::invalid(format!(
-                "require: {file}: the alias {alias:?}: {:?} {rule}",
-                cut(value)
-            )))
-        };
+        let refuse =
+            |rule: &str| Obstacle::refused(format!("require: {file}: the alias {alias:?}: {:?} {rule}", cut(value)));
         let step = (folder.to_owned(), alias.to_owned());
         if trail.contains(&step) {
             return Err(refuse("leads back to itself"));
@@ -153,7 +157,7 @@ fn configuration_in(folder: &str) -> String {
 }
 
 fn refusal(name: &str, rule: &str) -> Obstacle {
-    Obstacle::Refused(OperationError::invalid(format!("require: {:?} {rule}", cut(name))))
+    Obstacle::refused(format!("require: {:?} {rule}", cut(name)))
 }
 
 /// A folder, as a message names it.

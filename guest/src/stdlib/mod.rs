@@ -19,6 +19,7 @@ use std::rc::Rc;
 use futures::future::LocalBoxFuture;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 
+use crate::caller::{self, Caller};
 use crate::failure::{self, Failure, answer};
 use crate::scheduler::block::{self, WaitsFor};
 use arguments::Arguments;
@@ -104,7 +105,8 @@ pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body) -> mlua::Result<
     match *body {
         Body::Local(body) => {
             let body = lua.create_function(move |lua, (a, b, c): Values| {
-                answer(lua, body(lua, Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] }))
+                let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
+                answer(lua, Caller::new(lua, caller::WHOLE_TENANT).run(|| body(lua, arguments)))
             })?;
             prelude.get::<LuaFunction>("wrap_local")?.call(body)
         }
@@ -127,12 +129,13 @@ fn wrap_yielding(
     let name = Rc::clone(&api);
     let yields = lua.create_async_function(move |lua, (a, b, c): Values| {
         let future = body(lua.clone(), Arguments { lua: lua.clone(), api: name.clone(), values: [a, b, c] });
-        async move { answer(&lua, future.await) }
+        let caller = Caller::new(&lua, caller::WHOLE_TENANT);
+        async move { answer(&lua, caller.poll(future).await) }
     })?;
     let blocks = lua.create_function(move |lua, (a, b, c): Values| {
         let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
         let label = arguments.label();
-        let future = body(lua.clone(), arguments);
+        let future = Caller::new(lua, caller::WHOLE_TENANT).poll(body(lua.clone(), arguments));
         let ended = block::block_on(&label, waits_for, || failure::stall_place(lua, &label), future);
         answer(lua, ended.unwrap_or_else(|refused| Err(refused.into())))
     })?;

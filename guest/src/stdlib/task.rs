@@ -96,7 +96,7 @@ fn succeed(arguments: &Arguments) -> Answer {
 
 /// Asks for leave to have a task that goes on after the answer.
 fn begin_detached() -> Answer {
-    operation::perform_at_once("task.detach", &AnyOperation::Detach(detach::Operation::Begin))?;
+    operation::perform_at_once("task.detach", AnyOperation::Detach(detach::Operation::Begin))?;
     Ok(Value::Nil)
 }
 

@@ -3,7 +3,7 @@
 use neoc_abi::event::Finish;
 use neoc_abi::{Operation, time, wire};
 
-use super::{Guest, check};
+use super::{Guest, check, operation_of};
 
 const TASK: &str = "local task = require('std:task')\n";
 
@@ -55,7 +55,7 @@ fn a_wait_that_the_host_answers_at_once_is_refused_too() {
     let source = "local t = task.spawn(function() print(pcall(task.wait, 1)) end) print(task.cancel(t))";
     let mut guest = Guest::run_on(
         |bytes| {
-            let operation = wire::decode(bytes).expect("an operation");
+            let operation = operation_of(bytes);
             Some(wire::encode(&super::answer(operation)).expect("encodes"))
         },
         &format!("{TASK}{source}"),

@@ -19,6 +19,8 @@ fn denied() -> OperationError {
         fix: Some("[[tenant.a.allow.http]]".into()),
         limit: Some("operations".into()),
         retry_after_ms: Some(1500),
+        reason: Some("host_not_allowed".into()),
+        rule: Some("policy.toml:12".into()),
         ..OperationError::new(ErrorKind::Denied, "no rule allows it")
     }
 }
@@ -29,6 +31,7 @@ fn a_script_catches_a_table_with_fields_and_one_readable_line() {
         "local hyper = require('vnd:hyper')
          local ok, e = pcall(hyper.get, 'https://x/')
          print(ok, type(e), e.kind, e.message, e.capability, e.target, e.fix, e.limit, e.retry_after)
+         print(e.reason, e.rule, e.site)
          print(e)
          print(getmetatable(e), pcall(setmetatable, e, {}))
          print(pcall(function() e.kind = 'io' end))
@@ -39,21 +42,22 @@ fn a_script_catches_a_table_with_fields_and_one_readable_line() {
         guest.complete(vec![(id, Err(denied()))]);
     }
     let expected = "false\ttable\tdenied\tno rule allows it\thttp\tGET https://x/\t[[tenant.a.allow.http]]\toperations\t1.5;\
+                    host_not_allowed\tpolicy.toml:12\tmain.luau:2;\
                     denied: http GET https://x/: no rule allows it;\
                     locked\tfalse\tcannot change a protected metatable;\
-                    false\tmain.luau:6: attempt to modify a readonly table";
+                    false\tmain.luau:7: attempt to modify a readonly table";
     let failure = guest.failure();
     assert_eq!(guest.printed(), expected);
-    assert_eq!(failure.message, "main.luau:7: denied: http GET https://x/: no rule allows it");
-    assert_eq!(failure.traceback, "main.luau:7");
+    assert_eq!(failure.message, "main.luau:8: denied: http GET https://x/: no rule allows it");
+    assert_eq!(failure.traceback, "main.luau:8");
 }
 
 #[test]
 fn absent_fields_are_nil() {
     check(
         "local _, e = pcall(require('std:kv').get, 1)
-         print(e, e.kind, e.capability, e.target, e.fix, e.limit, e.retry_after, e.traceback)",
-        "invalid: kv.get: key must be a string, got number\tinvalid\tnil\tnil\tnil\tnil\tnil\tnil",
+         print(e, e.kind, e.capability, e.target, e.fix, e.limit, e.retry_after, e.traceback, e.reason, e.rule)",
+        "invalid: kv.get: key must be a string, got number\tinvalid\tnil\tnil\tnil\tnil\tnil\tnil\tnil\tnil",
     );
 }
 

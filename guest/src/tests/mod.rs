@@ -9,6 +9,7 @@ pub mod programs;
 mod requests;
 mod require;
 mod sandboxing;
+mod sites;
 mod tasks;
 mod values;
 mod waiting;
@@ -16,7 +17,7 @@ mod workers;
 
 use neoc_abi::event::{Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
-use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
+use neoc_abi::{Call, Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
 
 use crate::host::double::{Answer, SAID, Said};
 use crate::vm::Vm;
@@ -71,7 +72,7 @@ impl Guest {
     /// The operations submitted since the last call.
     fn submitted(&mut self) -> Vec<(u32, Operation)> {
         let submitted = SAID.with_borrow_mut(|said| std::mem::take(&mut said.submitted));
-        submitted.into_iter().map(|(id, bytes)| (id, wire::decode(&bytes).expect("an operation"))).collect()
+        submitted.into_iter().map(|(id, bytes)| (id, operation_of(&bytes))).collect()
     }
 
     fn complete(&mut self, outcomes: Vec<(u32, Outcome)>) {
@@ -81,13 +82,16 @@ impl Guest {
 
     /// Answers all operations in order, and those that follow, until the guest asks for nothing more.
     fn answer_all(&mut self) {
-        loop {
-            let batch = friendly_batch();
-            if batch.is_empty() {
-                return;
-            }
+        while self.answer_batch() {}
+    }
+
+    /// Answers the operations that there are; whether there were any.
+    fn answer_batch(&mut self) -> bool {
+        let batch = friendly_batch();
+        if !batch.is_empty() {
             self.vm.complete(&wire::encode(&batch).expect("encodes"));
         }
+        !batch.is_empty()
     }
 
     /// The operations that the guest has cancelled since the last call, with whether it waits for that.
@@ -138,6 +142,11 @@ impl Guest {
     }
 }
 
+/// What a call that was submitted asks for.
+fn operation_of(bytes: &[u8]) -> Operation {
+    wire::decode::<Call>(bytes).expect("a call").operation
+}
+
 /// The outcome that a friendly host gives: waits take as long as asked, a request echoes its URL, a worker
 /// its arguments.
 fn answer(operation: Operation) -> Outcome {
@@ -165,7 +174,7 @@ fn friendly_batch() -> Vec<Completion> {
     let answered = submitted
         .into_iter()
         .filter(|(id, _)| !is_cancelled(*id))
-        .map(|(id, bytes)| (id, wire::decode(&bytes).expect("an operation")))
+        .map(|(id, bytes)| (id, operation_of(&bytes)))
         // Those are answered at once, always.
         .filter(|(_, operation)| !matches!(operation, Operation::Detach(_)))
         .map(|(id, operation)| Completion { id, outcome: answer(operation) });

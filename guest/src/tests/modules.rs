@@ -184,7 +184,7 @@ fn an_operation_may_be_answered_at_once() {
     );
     SAID.with_borrow_mut(|said| {
         said.answer_at_once = Some(|bytes| {
-            let outcome = match neoc_abi::wire::decode(bytes).expect("an operation") {
+            let outcome = match super::operation_of(bytes) {
                 Operation::Kv(_) => Ok(Reply::Kv(kv::Reply::Value(None))),
                 other => answer(other),
             };

@@ -8,7 +8,7 @@ use neoc_abi::event::{Event, Finish, Mode, Request};
 use neoc_abi::module::{MAX_PATH_BYTES, MAX_PATHS, Reply};
 use neoc_abi::{Operation, Outcome, Reply as AnyReply, module, wire};
 
-use super::{Guest, check};
+use super::{Guest, check, operation_of};
 use crate::host::double::SAID;
 
 thread_local! {
@@ -31,7 +31,7 @@ pub fn find(operation: &module::Operation) -> Outcome {
 
 /// Answers for modules at once, and leaves the rest to the test.
 fn answer_modules(bytes: &[u8]) -> Option<Vec<u8>> {
-    match wire::decode(bytes).expect("an operation") {
+    match operation_of(bytes) {
         Operation::Module(operation) => Some(wire::encode(&find(&operation)).expect("encodes")),
         _ => None,
     }

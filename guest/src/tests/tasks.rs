@@ -4,7 +4,7 @@ use neoc_abi::event::Finish;
 use neoc_abi::log::Level;
 use neoc_abi::{Operation, Outcome, Reply, detach, time, wire};
 
-use super::{Guest, answer, check};
+use super::{Guest, answer, check, operation_of};
 
 const TASK: &str = "local task = require('std:task')\n";
 
@@ -48,7 +48,7 @@ fn the_handlers_task_can_be_awaited_and_has_ended_when_it_has_returned() {
 #[test]
 fn a_detached_task_may_await_the_handlers() {
     let mut guest = Guest::run_on(
-        |bytes| match wire::decode(bytes).expect("an operation") {
+        |bytes| match operation_of(bytes) {
             Operation::Detach(_) => {
                 let begun: Outcome = Ok(Reply::Detach(detach::Reply::Begun));
                 Some(wire::encode(&begun).expect("encodes"))

@@ -3,7 +3,7 @@
 use neoc_abi::event::Finish;
 use neoc_abi::{Operation, Outcome, Reply, detach, wire};
 
-use super::{Guest, check};
+use super::{Guest, check, operation_of};
 use crate::scheduler;
 
 const TASK: &str = "local task = require('std:task')\n";
@@ -338,7 +338,7 @@ fn tasks_of_every_end_with_the_others() {
 /// Runs a script that starts tasks without end if it can; what it printed must be `expected`.
 fn check_endless(source: &str, expected: &str) {
     let mut guest = Guest::run_on(
-        |bytes| match wire::decode(bytes).expect("an operation") {
+        |bytes| match operation_of(bytes) {
             Operation::Detach(_) => {
                 let begun: Outcome = Ok(Reply::Detach(detach::Reply::Begun));
                 Some(wire::encode(&begun).expect("encodes"))

@@ -18,6 +18,9 @@ use super::{fix::Remedy, tenant::Tenant};
 /// Longest target that a refusal repeats, in bytes.
 const MAX_TARGET_BYTES: usize = 256;
 
+/// What stands in the place of a rule where none came near.
+const NO_RULE: &str = "no rule";
+
 /// A refused call.
 #[derive(Debug, Clone)]
 pub struct Refusal {
@@ -205,9 +208,15 @@ impl std::error::Error for Refusal {}
 impl From<Refusal> for OperationError {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.words().to_owned();
-        let Refusal { capability, target, reason: _, rule: _, fix, detail: _ } = refusal;
-        let capability = Some(capability.to_owned());
-        Self { capability, target: Some(target), fix, ..Self::new(ErrorKind::Denied, message) }
+        let Refusal { capability, target, reason, rule, fix, detail: _ } = refusal;
+        Self {
+            capability: Some(capability.to_owned()),
+            target: Some(target),
+            fix,
+            reason: Some(reason.as_str().to_owned()),
+            rule: Some(rule.unwrap_or_else(|| NO_RULE.to_owned())),
+            ..Self::new(ErrorKind::Denied, message)
+        }
     }
 }
 

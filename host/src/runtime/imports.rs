@@ -5,7 +5,7 @@
 
 use std::task::Poll;
 
-use neoc_abi::{Operation, event::Finish, log::Record, wire};
+use neoc_abi::{Call, event::Finish, log::Record, wire};
 use serde::de::DeserializeOwned;
 use wasmtime::{Caller, Error, Linker, Result};
 
@@ -38,8 +38,8 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
 
 /// Asks the broker for an operation. Answers [`PENDING`], or the length of an outcome for `receive`.
 fn submit(mut caller: Caller<'_, State>, id: u32, pointer: u32, length: u32) -> Result<i32> {
-    let operation: Operation = read(&caller, pointer, length)?;
-    let Some(outcome) = caller.data_mut().submit(id, operation) else { return Ok(PENDING) };
+    let call: Call = read(&caller, pointer, length)?;
+    let Some(outcome) = caller.data_mut().submit(id, call) else { return Ok(PENDING) };
     let bytes = wire::encode(&outcome)?;
     Ok(caller.data_mut().announce(bytes)?.cast_signed())
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 use neoc_abi::{
-    Completion, ErrorKind, Operation, OperationError, Outcome, Reply,
+    Call, Completion, ErrorKind, Operation, OperationError, Outcome, Reply,
     event::{self, Finish},
     log::Record,
     wire,
@@ -100,9 +100,9 @@ impl State {
         self.memory.ok_or_else(|| Error::msg("the guest called the host before it was instantiated"))
     }
 
-    pub(super) fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
-        match (&mut self.reach, operation) {
-            (Reach::Effects(effects), operation) => effects.submit(id, operation),
+    pub(super) fn submit(&mut self, id: u32, call: Call) -> Option<Outcome> {
+        match (&mut self.reach, call.operation) {
+            (Reach::Effects(effects), operation) => effects.submit(id, Call { operation, ..call }),
             (Reach::Modules(folder), Operation::Module(operation)) => {
                 let permit = broker::module::Permit::while_loading(operation);
                 Some(permit.and_then(|permit| folder.find_now(permit)).map(Reply::Module))
@@ -235,7 +235,7 @@ impl Effects {
 
     /// Asks the broker, and starts what it permits. An outcome at once is a refusal, or a module whose text is
     /// known already.
-    fn submit(&mut self, id: u32, operation: Operation) -> Option<Outcome> {
+    fn submit(&mut self, id: u32, call: Call) -> Option<Outcome> {
         // Finished tasks are kept until they are asked for.
         while self.running.try_join_next().is_some() {}
         let limits = self.limits();
@@ -244,7 +244,7 @@ impl Effects {
             let exceeded = Exceeded::new(Owner::Request, "pending_operations", limits.pending_operations);
             return Some(Err(exceeded.into()));
         }
-        let permit = match self.line.broker.authorize(&self.caller, operation) {
+        let permit = match self.line.broker.authorize(&self.caller, call) {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };

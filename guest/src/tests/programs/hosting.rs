@@ -8,6 +8,7 @@ use neoc_abi::{Completion, ErrorKind, Operation, OperationError, Outcome, Reply,
 
 use crate::host::double::SAID;
 use crate::operation;
+use crate::tests::operation_of;
 
 /// More batches than any program needs: the waits of one are bounded by its size.
 const MAX_BATCHES: usize = 20_000;
@@ -76,7 +77,7 @@ pub fn audit() -> Vec<String> {
 }
 
 fn answer_at_once(bytes: &[u8]) -> Option<Vec<u8>> {
-    let operation = wire::decode(bytes).expect("an operation");
+    let operation = operation_of(bytes);
     HOSTING.with_borrow_mut(|hosting| {
         let now = matches!(operation, Operation::Detach(_)) || hosting.one_in(8);
         hosting.at_once.push(now);
@@ -94,7 +95,7 @@ impl Hosting {
         let at_once = std::mem::take(&mut self.at_once);
         for ((id, bytes), at_once) in submitted.into_iter().zip(at_once) {
             if !at_once {
-                let operation = wire::decode(&bytes).expect("an operation");
+                let operation = operation_of(&bytes);
                 self.under_way.insert(id, Started { operation, stopping: false });
             }
         }

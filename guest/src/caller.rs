@@ -1,0 +1,82 @@
+//! Who calls: the line of the script, and the scope of the module table that the function is from.
+//!
+//! A function's body may be polled long after its call, and other tasks run in between. So each poll says anew
+//! for whom it is, and whatever it submits meanwhile is theirs.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+
+use mlua::Lua;
+use neoc_abi::{Call, Operation, Site};
+
+/// The sources of functions that are no script's.
+pub const FOREIGN: [&str; 3] = ["[neoc]", "[C]", "__mlua_async_poll"];
+
+/// Most frames that are looked at for one of a script's.
+const MAX_LEVELS: usize = 32;
+
+/// The scope of all that the tenant may do.
+pub const WHOLE_TENANT: u32 = 0;
+
+/// Who calls.
+#[derive(Clone)]
+pub struct Caller {
+    lua: Lua,
+    scope: u32,
+}
+
+thread_local! {
+    /// Whose function runs. Nobody's: the scheduler itself submits.
+    static CURRENT: RefCell<Option<Caller>> = const { RefCell::new(None) };
+}
+
+impl Caller {
+    /// A call in this VM, of a function that belongs to this scope.
+    pub fn new(lua: &Lua, scope: u32) -> Self {
+        Self { lua: lua.clone(), scope }
+    }
+
+    /// Runs a function on behalf of this caller.
+    pub fn run<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _restore = Restore(CURRENT.replace(Some(self.clone())));
+        f()
+    }
+
+    /// Polls a future on behalf of this caller.
+    pub async fn poll<T>(self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        poll_fn(|context| self.run(|| future.as_mut().poll(context))).await
+    }
+}
+
+/// The call that this operation is, of whoever calls now.
+pub fn call(operation: Operation) -> Call {
+    // Luau's stack is that of the call, at each poll: the coroutine was resumed where it waits.
+    match CURRENT.with_borrow(Clone::clone) {
+        Some(Caller { lua, scope }) => Call { site: site(&lua), scope, operation },
+        None => Call { site: None, scope: WHOLE_TENANT, operation },
+    }
+}
+
+/// The line of the innermost function that is a script's. None: the coroutine runs a function of ours alone.
+pub fn site(lua: &Lua) -> Option<Site> {
+    let frame = |level| {
+        lua.inspect_stack(level, |debug| {
+            let module = debug.source().short_src?;
+            let line = debug.current_line().and_then(|line| u32::try_from(line).ok()).unwrap_or_default();
+            (!FOREIGN.contains(&&*module)).then(|| Site { module: module.into_owned(), line })
+        })
+    };
+    // The first level without a frame is the end of the stack.
+    (0..MAX_LEVELS).map_while(frame).flatten().next()
+}
+
+/// Puts back who was there before.
+struct Restore(Option<Caller>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
+}
