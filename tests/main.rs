@@ -9,6 +9,7 @@
 //! | [`conformance`] | Luau's own test files, in the guest |
 //! | [`contexts`] | a call that yields works wherever it stands, and each tag of the registry is true |
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
+//! | [`egress`] | nothing is reached that the policy does not name, whatever a script, a name server or an upstream does |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
@@ -30,6 +31,7 @@ mod concurrency;
 mod conformance;
 mod contexts;
 mod denials;
+mod egress;
 mod examples;
 mod host;
 mod layers;

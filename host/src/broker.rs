@@ -15,6 +15,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+pub mod net;
 mod subject;
 pub mod time;
 pub mod workers;
@@ -68,6 +69,8 @@ pub enum Permit {
     Module(module::Permit),
     /// For [`crate::capability::workers`].
     Workers(workers::Permit),
+    /// For [`crate::capability::net`].
+    Net(net::Permit),
 }
 
 impl Permit {
@@ -81,6 +84,7 @@ impl Permit {
             Self::Detach(_) => policy::detach::CAPABILITY,
             Self::Module(_) => "module",
             Self::Workers(_) => policy::workers::CAPABILITY,
+            Self::Net(_) => policy::net::CAPABILITY,
         }
     }
 }
@@ -179,6 +183,7 @@ impl Broker {
                 module::authorize(operation).map(|permit| (Permit::Module(permit), Basis::default()))
             }
             Operation::Workers(operation) => workers::authorize(caller, operation).map(on(Permit::Workers)),
+            Operation::Net(operation) => net::authorize(caller, operation).map(on(Permit::Net)),
         });
         self.audit(caller, &subject, decided)
     }

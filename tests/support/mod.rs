@@ -1,8 +1,14 @@
-//! A running host, a sandbox without a host, an upstream, an HTTP client.
+//! A running host, a sandbox without a host, an HTTP client, and what there is at the other end of a connection:
+//! upstreams good and bad, echoes, name servers, tripwires.
 
 pub mod client;
+pub mod dns;
+pub mod echo;
 pub mod host;
+pub mod hostile;
+mod packed;
 pub mod sandbox;
+pub mod tripwire;
 pub mod upstream;
 
 use std::{

@@ -1,9 +1,14 @@
-//! An upstream on loopback, whose paths say what it does.
+//! An upstream on loopback, whose paths say what it does. By UDP it echoes.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/gate/N` | once N requests wait at the gate together: proves that they overlap |
 //! | `/redirect/STATUS?URL` | a redirect |
+//! | `/redirect-hex/STATUS?HEX` | a redirect to what these bytes are |
+//! | `/loop` | a redirect to itself |
+//! | `/leading` | headers that some clients follow or keep |
+//! | `/half` | half of a body, and then nothing |
+//! | `/gzip`, `/bomb`, `/gzip-twice`, `/cut-gzip` | packed bodies, see [`super::packed`] |
 //! | `/stall` | never: holds the connection open |
 //! | `/hold` | never: holds the connection, and sees when the client closes it |
 //! | `/closed/N` | how long after this request, in microseconds, the last of N held connections was closed |
@@ -13,11 +18,13 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
+
+use super::{echo, packed};
 
 /// A gate opens even if too few come: then the test fails instead of hanging.
 const GATE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,8 +53,9 @@ struct Counts {
 
 impl Upstream {
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (listener, socket) = echo::bind();
         let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
+        thread::spawn(move || echo::datagrams(&socket));
         let shared = Arc::clone(&seen);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -92,21 +100,29 @@ fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     let answer = if path == "/hold" { seen.hold(&mut reader) } else { answer(&path, &head, &body, seen) };
     seen.leave();
     match answer {
-        Some(answer) => stream.write_all(answer.as_bytes()),
+        Some(answer) if path == "/half" => {
+            stream.write_all(&answer)?;
+            // Until the client has had enough.
+            std::io::copy(&mut reader, &mut std::io::sink()).map(drop)
+        }
+        Some(answer) => stream.write_all(&answer),
         None => Ok(()),
     }
 }
 
-fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
+fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<Vec<u8>> {
     if let Some(n) = path.strip_prefix("/gate/") {
         let text = if seen.pass_gate(n.parse().unwrap()) { "together" } else { "alone" };
         return Some(plain(200, text));
     }
-    if let Some(redirect) = path.strip_prefix("/redirect/") {
-        let (status, location) = redirect.split_once('?').unwrap();
-        return Some(format!(
-            "HTTP/1.1 {status} x\r\nlocation: {location}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        ));
+    if let Some(text) = path.strip_prefix("/redirect/") {
+        let (status, location) = text.split_once('?').unwrap();
+        return Some(redirect(status, location.as_bytes()));
+    }
+    if let Some(text) = path.strip_prefix("/redirect-hex/") {
+        let (status, hex) = text.split_once('?').unwrap();
+        let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        return Some(redirect(status, &(0..hex.len()).step_by(2).map(digits).collect::<Vec<_>>()));
     }
     if let Some(n) = path.strip_prefix("/closed/") {
         return Some(plain(200, &seen.wait_for_closed(n.parse().unwrap()).as_micros().to_string()));
@@ -119,15 +135,43 @@ fn answer(path: &str, head: &str, body: &[u8], seen: &Seen) -> Option<String> {
             thread::park();
         },
         "/empty" => None,
+        "/loop" => Some(redirect("302", b"/loop")),
+        "/leading" => Some(answer_with(
+            "refresh: 0; url=/elsewhere\r\nalt-svc: h2=\":1\"\r\nlink: </elsewhere>; rel=preload\r\nset-cookie: cookie=1\r\n",
+            b"here",
+        )),
+        "/half" => Some(b"HTTP/1.1 200 x\r\ncontent-length: 10\r\n\r\nhalf".to_vec()),
+        "/gzip" => Some(answer_with("content-encoding: gzip\r\n", &packed::gzip(&packed::TEXT.repeat(1000)))),
+        "/bomb" => Some(answer_with("content-encoding: gzip\r\n", &packed::gzip(&vec![0; 9 << 20]))),
+        "/gzip-twice" => {
+            let twice = packed::gzip(&packed::gzip(packed::TEXT));
+            Some(answer_with("content-encoding: gzip, gzip\r\n", &twice))
+        }
+        "/cut-gzip" => {
+            let whole = packed::gzip(packed::TEXT);
+            Some(answer_with("content-encoding: gzip\r\n", &whole[..whole.len() - 3]))
+        }
         _ => Some(plain(200, &format!("{}\n\n{}", head.trim_end(), String::from_utf8_lossy(body)))),
     }
 }
 
-fn plain(status: u16, text: &str) -> String {
+fn redirect(status: &str, location: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\nlocation: ");
+    [head.as_bytes(), location, b"\r\n\r\n"].concat()
+}
+
+fn plain(status: u16, text: &str) -> Vec<u8> {
     let length = text.len();
     format!(
         "HTTP/1.1 {status} x\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}"
     )
+    .into_bytes()
+}
+
+/// A good answer with further headers, each with its end.
+fn answer_with(headers: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 x\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
 }
 
 // === impl Seen ===
@@ -145,7 +189,7 @@ impl Seen {
     }
 
     /// Reads until the client closes the connection.
-    fn hold(&self, reader: &mut impl Read) -> Option<String> {
+    fn hold(&self, reader: &mut impl Read) -> Option<Vec<u8>> {
         let _ = reader.read_to_end(&mut Vec::new());
         self.counts.lock().unwrap().closed += 1;
         self.changed.notify_all();

@@ -63,6 +63,21 @@ pub const MODULES: &[Module] = &[
         functions: &[("get", Tag::Yields), ("post", Tag::Yields), ("request", Tag::Yields), ("get_all", Tag::Yields)],
     },
     Module {
+        name: "std:net",
+        functions: &[
+            ("connect", Tag::Yields),
+            ("connection:read", Tag::Yields),
+            ("connection:read_line", Tag::Yields),
+            ("connection:write", Tag::Yields),
+            ("connection:shutdown", Tag::Yields),
+            ("connection:close", Tag::Never),
+            ("udp", Tag::Yields),
+            ("socket:send", Tag::Yields),
+            ("socket:receive", Tag::Yields),
+            ("socket:close", Tag::Never),
+        ],
+    },
+    Module {
         name: "std:fs",
         functions: &[("read", Tag::Yields), ("write", Tag::Yields), ("list", Tag::Yields), ("remove", Tag::Yields)],
     },

@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Cancelled,
     /// What it was used on is closed.
     Closed,
+    /// Another task uses it in the same way.
+    Busy,
     /// The outside world failed: connection refused, file absent, disk full.
     Io,
     /// The arguments make no sense.
@@ -28,12 +30,13 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Denied,
         Self::Limit,
         Self::Timeout,
         Self::Cancelled,
         Self::Closed,
+        Self::Busy,
         Self::Io,
         Self::Invalid,
         Self::Failed,
@@ -52,6 +55,7 @@ impl ErrorKind {
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
             Self::Closed => "closed",
+            Self::Busy => "busy",
             Self::Io => "io",
             Self::Invalid => "invalid",
             Self::Failed => "failed",

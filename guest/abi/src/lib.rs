@@ -8,7 +8,7 @@
 //! | [`api`] | all that a script may call, and which of it yields |
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
-//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`workers`] | operation and reply of one capability each |
+//! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`net`], [`workers`] | operation and reply of one capability each |
 //! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
@@ -22,6 +22,7 @@ pub mod http;
 pub mod kv;
 pub mod log;
 pub mod module;
+pub mod net;
 pub mod time;
 pub mod value;
 pub mod wire;
@@ -48,6 +49,8 @@ pub enum Operation {
     Module(module::Operation),
     /// `std:workers`.
     Workers(workers::Operation),
+    /// `std:net`.
+    Net(net::Operation),
 }
 
 /// What a VM submits.
@@ -93,6 +96,8 @@ pub enum Reply {
     Module(module::Reply),
     /// To [`Operation::Workers`].
     Workers(workers::Reply),
+    /// To [`Operation::Net`].
+    Net(net::Reply),
 }
 
 /// How an operation ended.

@@ -10,6 +10,7 @@ mod hyper;
 mod json;
 mod kv;
 mod log;
+mod net;
 mod task;
 pub mod workers;
 
@@ -25,7 +26,7 @@ use arguments::Arguments;
 
 /// Every module, in the order of the documentation.
 pub const MODULES: &[Module] =
-    &[task::MODULE, workers::MODULE, hyper::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
+    &[task::MODULE, workers::MODULE, hyper::MODULE, net::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
 
 /// A module.
 pub struct Module {

@@ -8,7 +8,7 @@ use std::{
 
 use url::{Host, Url};
 
-use crate::policy::{Mode, Tenant, http as policy};
+use crate::policy::{Mode, Tenant, http, net};
 
 /// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
 #[derive(Clone)]
@@ -26,7 +26,13 @@ pub struct Endpoint {
     host: Host<String>,
     port: u16,
     tls: bool,
-    rules: policy::HttpMatch,
+    rules: Rules,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Rules {
+    Http(http::HttpMatch),
+    Net(net::NetMatch),
 }
 
 /// Leave to connect to one address.
@@ -38,14 +44,21 @@ pub struct AddressPermit {
 
 impl Destination {
     /// Where a URL leads that `rules` of the tenant allow. None for a URL without a host, which no rule allows.
-    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &policy::HttpMatch) -> Option<Self> {
+    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &http::HttpMatch) -> Option<Self> {
         let endpoint = Endpoint {
             host: url.host()?.to_owned(),
             port: url.port_or_known_default()?,
             tls: url.scheme() == "https",
-            rules: rules.clone(),
+            rules: Rules::Http(rules.clone()),
         };
         Some(Self { tenant: Arc::clone(tenant), endpoint, dialled: OnceLock::new() })
+    }
+
+    /// Where a target of `std:net` leads that `rules` of the tenant allow.
+    pub(super) fn of_target(tenant: &Arc<Tenant>, target: &net::Target, rules: &net::NetMatch) -> Self {
+        let net::Target { scheme, host, port } = target.clone();
+        let endpoint = Endpoint { host, port, tls: scheme == net::Scheme::Tls, rules: Rules::Net(rules.clone()) };
+        Self { tenant: Arc::clone(tenant), endpoint, dialled: OnceLock::new() }
     }
 
     /// Whose call it is.
@@ -86,8 +99,16 @@ impl Destination {
 
     /// Permits a connection to one address, or not. In report mode every address passes that a rule could name.
     pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
-        let allowed = policy::allows_address(&self.tenant.allow.http, &self.endpoint.rules, address.ip());
-        let reported = self.tenant.mode == Mode::Report && policy::is_open_to_rules(address.ip());
+        let (allow, address_ip) = (&self.tenant.allow, address.ip());
+        let (allowed, is_open) = match &self.endpoint.rules {
+            Rules::Http(rules) => {
+                (http::allows_address(&allow.http, rules, address_ip), http::is_open_to_rules(address_ip))
+            }
+            Rules::Net(rules) => {
+                (net::allows_address(&allow.net, rules, address_ip), net::is_open_to_rules(address_ip))
+            }
+        };
+        let reported = self.tenant.mode == Mode::Report && is_open;
         (allowed || reported).then_some(AddressPermit { address })
     }
 }

@@ -28,7 +28,7 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 const BETWEEN_BYTES_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest time that a script can ask for. No request lives as long.
-const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Headers that decide where a message ends or who sent it. They are the host's alone.
 const HOST_HEADERS: [&str; 12] = [

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use neoc_abi::{Operation, detach, fs, http, kv, time, workers};
+use neoc_abi::{Operation, detach, fs, http, kv, net, time, workers};
 use url::Url;
 
 use crate::policy;
@@ -39,6 +39,10 @@ impl<'a> Subject<'a> {
             Operation::Module(operation) => {
                 ("module", "find".into(), operation.paths().first().cloned().unwrap_or_default())
             }
+            Operation::Net(operation) => {
+                let (name, target) = net_parts(operation);
+                (policy::net::CAPABILITY, name.into(), target)
+            }
             Operation::Workers(workers::Operation::Run(work)) => {
                 (policy::workers::CAPABILITY, "run".into(), work.module.clone())
             }
@@ -52,10 +56,28 @@ impl<'a> Subject<'a> {
         Self { capability: policy::http::CAPABILITY, operation: method.into(), target, address }
     }
 
+    /// Of a connection whose target is parsed.
+    pub fn connection(target: &policy::net::Target, address: Option<IpAddr>) -> Self {
+        Self { capability: policy::net::CAPABILITY, operation: "open".into(), target: target.to_string(), address }
+    }
+
     /// Of a redirect that cannot be parsed.
     pub fn redirect(method: &'a str, location: &str) -> Self {
         let target = without_secrets(location);
         Self { capability: policy::http::CAPABILITY, operation: method.into(), target, address: None }
+    }
+}
+
+/// What is done, and with what: where to for a connection that is opened, else the handle.
+fn net_parts(operation: &net::Operation) -> (&'static str, String) {
+    match operation {
+        net::Operation::Open { target, .. } => ("open", without_secrets(target)),
+        net::Operation::Read { handle, .. } => ("read", handle.to_string()),
+        net::Operation::Write { handle, .. } => ("write", handle.to_string()),
+        net::Operation::Shutdown { handle } => ("shutdown", handle.to_string()),
+        net::Operation::Send { handle, .. } => ("send", handle.to_string()),
+        net::Operation::Receive { handle, .. } => ("receive", handle.to_string()),
+        net::Operation::Close { handle } => ("close", handle.to_string()),
     }
 }
 

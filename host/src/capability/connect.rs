@@ -15,17 +15,18 @@ use std::{
 use neoc_abi::ErrorKind;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     time::{Instant, timeout_at},
 };
 
-use self::resolver::{NameServers, Resolver};
+use self::resolver::Resolver;
 use super::per_tenant::PerTenant;
 use crate::broker::egress::{AddressPermit, Destination};
 
 /// Connects for all tenants.
 pub struct Connector {
-    name_servers: NameServers,
+    /// Whom to ask for names. Empty: the system's.
+    name_servers: Vec<SocketAddr>,
     resolvers: PerTenant<Resolver>,
     tls: tls::Client,
 }
@@ -37,6 +38,14 @@ pub type Stream = Box<dyn Duplex>;
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A socket that is connected to one address.
+pub struct Peer {
+    /// The socket.
+    pub socket: UdpSocket,
+    /// Whom it sends to and hears.
+    pub address: SocketAddr,
+}
 
 /// A connection that did not come about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,11 +63,7 @@ pub enum ConnectError {
 impl Connector {
     /// A connector that asks these name servers; those of the system, if there are none.
     pub fn new(name_servers: &[SocketAddr]) -> Self {
-        Self {
-            name_servers: NameServers::new(name_servers),
-            resolvers: PerTenant::default(),
-            tls: tls::Client::default(),
-        }
+        Self { name_servers: name_servers.to_vec(), resolvers: PerTenant::default(), tls: tls::Client::default() }
     }
 
     /// Connects, and greets by TLS where that is asked for. All of it takes at most `within`.
@@ -84,6 +89,19 @@ impl Connector {
             Ok(Err(what)) => Err(ConnectError::Failed(ErrorKind::Io, what)),
             Err(_) => Err(ConnectError::TimedOut("the TLS handshake was not done")),
         }
+    }
+
+    /// Makes a socket for datagrams. Nothing is sent.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn bind(&self, destination: &Destination, within: Duration) -> Result<Peer, ConnectError> {
+        for permit in self.permitted(destination, Instant::now() + within).await? {
+            if let Ok(socket) = connected(&permit).await {
+                return Ok(Peer { socket, address: permit.address() });
+            }
+        }
+        Err(ConnectError::Failed(ErrorKind::Io, "no way leads there"))
     }
 
     async fn dial(&self, destination: &Destination, deadline: Instant) -> Result<TcpStream, ConnectError> {
@@ -139,6 +157,16 @@ impl Connector {
         let resolver = self.resolvers.of(destination.tenant(), || Resolver::new(&self.name_servers));
         resolver.resolve(name).await
     }
+}
+
+async fn connected(permit: &AddressPermit) -> io::Result<UdpSocket> {
+    let here: IpAddr = match permit.address() {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((here, 0)).await?;
+    socket.connect(permit.address()).await?;
+    if is_peer(socket.peer_addr(), permit) { Ok(socket) } else { Err(io::ErrorKind::NotConnected.into()) }
 }
 
 /// Whether the other end is the address that was permitted.

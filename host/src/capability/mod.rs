@@ -6,6 +6,7 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+pub mod net;
 mod per_tenant;
 pub mod time;
 pub mod workers;
@@ -22,6 +23,7 @@ use crate::{
 /// What the effects work with: connection pools, open directories, the store.
 pub struct Capabilities {
     http: http::Client,
+    net: net::Client,
     fs: fs::Directories,
     kv: Option<Arc<kv::Store>>,
 }
@@ -58,11 +60,9 @@ impl Capabilities {
     /// See [`OpenError`].
     pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
         let any_kv = tenants.iter().any(|tenant| tenant.may_use_kv());
-        Ok(Self {
-            http: http::Client::new(broker, connector(&[])),
-            fs: fs::Directories::open(&host.data_dir, tenants, None)?,
-            kv: any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
-        })
+        let fs = fs::Directories::open(&host.data_dir, tenants, None)?;
+        let kv = any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?;
+        Ok(Self::with(broker, &host.dns, fs, kv))
     }
 
     /// What the tenants of another policy of the same host need. The store stays open; connections are made
@@ -78,38 +78,42 @@ impl Capabilities {
             None => any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
         };
         let fs = fs::Directories::open(&host.data_dir, tenants, Some(&self.fs))?;
-        Ok(Self { http: http::Client::new(broker, connector(&[])), fs, kv })
+        Ok(Self::with(broker, &host.dns, fs, kv))
     }
 
     /// For a script that runs without a policy: there is nothing to open.
     pub fn none(broker: Arc<Broker>) -> Self {
-        Self { http: http::Client::new(broker, connector(&[])), fs: fs::Directories::none(), kv: None }
+        Self::with(broker, &[], fs::Directories::none(), None)
+    }
+
+    fn with(broker: Arc<Broker>, dns: &[SocketAddr], fs: fs::Directories, kv: Option<Arc<kv::Store>>) -> Self {
+        let connector = Arc::new(connect::Connector::new(dns));
+        let http = http::Client::new(Arc::clone(&broker), Arc::clone(&connector));
+        Self { http, net: net::Client::new(broker, connector), fs, kv }
     }
 }
 
-fn connector(name_servers: &[SocketAddr]) -> Arc<connect::Connector> {
-    Arc::new(connect::Connector::new(name_servers))
-}
-
-/// Does what takes no time. Gives back the permit of anything else.
+/// Does what takes no time, with what the VM has open. Gives back the permit of anything else.
 ///
 /// # Errors
 /// The permit, for [`perform`].
-pub fn perform_at_once(permit: Permit) -> Result<Outcome, Permit> {
+pub fn perform_at_once(sockets: &net::Sockets, permit: Permit) -> Result<Outcome, Permit> {
     match permit {
         Permit::Detach(permit) => Ok(Ok(Reply::Detach(detach::perform(permit)))),
+        Permit::Net(permit) => sockets.perform_at_once(permit).map_err(Permit::Net),
         other => Err(other),
     }
 }
 
-/// Does what the permit allows; `modules` is the folder of the tenant's script, and a VM for a worker comes from
-/// `launch`. Cancelled by dropping the future.
+/// Does what the permit allows; `modules` is the folder of the tenant's script, `sockets` is what the VM has open,
+/// and a VM for a worker comes from `launch`. Cancelled by dropping the future.
 ///
 /// # Errors
 /// What the script gets: of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
 pub async fn perform(
     capabilities: &Capabilities,
     modules: &Arc<module::Folder>,
+    sockets: &net::Sockets,
     launch: Option<workers::Launch>,
     permit: Permit,
 ) -> Outcome {
@@ -121,5 +125,6 @@ pub async fn perform(
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
         Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
+        Permit::Net(permit) => capabilities.net.perform(sockets, permit).await.map(Reply::Net),
     }
 }

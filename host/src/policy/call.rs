@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! http GET https://api.example.com/v1     fs read /data/a.txt     kv get visits
-//! workers ./worker                        detach
+//! net tcp://db.example.com:5432            workers ./worker          detach
 //! ```
 //!
 //! Judged by the very functions that the broker asks, so that an answer here is the answer of a run.
@@ -12,7 +12,9 @@ use std::{fmt, net::IpAddr};
 use super::{
     Place, Reason, Refusal, Tenant, detach, fs, http,
     http::{TargetError, parse_target},
-    kv, workers,
+    kv,
+    net::{self, Target},
+    workers,
 };
 
 /// A call.
@@ -24,6 +26,13 @@ pub enum Call {
         method: String,
         /// As a script writes it.
         url: String,
+        /// Absent: it is judged when it is dialled.
+        address: Option<IpAddr>,
+    },
+    /// A connection or a socket, and the address it goes to, where that is known.
+    Net {
+        /// As a script writes it.
+        target: String,
         /// Absent: it is judged when it is dialled.
         address: Option<IpAddr>,
     },
@@ -85,8 +94,8 @@ pub enum NotAllowed {
 
 impl Call {
     /// The forms, for who wrote another.
-    pub const FORMS: &'static str = "write it as one of: http GET https://api.example.com/v1, fs read /data/a.txt, \
-        kv get visits, workers ./worker, detach";
+    pub const FORMS: &'static str = "write it as one of: http GET https://api.example.com/v1, net tcp://db.example.com:5432, \
+        fs read /data/a.txt, kv get visits, workers ./worker, detach";
 
     /// Takes a call as it is written.
     ///
@@ -99,6 +108,7 @@ impl Call {
             http::CAPABILITY if target.is_empty() && operation.contains("//") => {
                 Self::from_parts(capability, "GET", operation, None)
             }
+            net::CAPABILITY if target.is_empty() => Self::from_parts(capability, "open", operation, None),
             workers::CAPABILITY | detach::CAPABILITY => Self::from_parts(capability, "", rest, None),
             _ => Self::from_parts(capability, operation, target, None),
         };
@@ -112,6 +122,7 @@ impl Call {
             http::CAPABILITY if !target.is_empty() => {
                 Some(Self::Http { method: operation.to_owned(), url: target, address })
             }
+            net::CAPABILITY if operation == "open" && !target.is_empty() => Some(Self::Net { target, address }),
             fs::CAPABILITY => {
                 let action = FileAction::ALL.into_iter().find(|action| action.as_str() == operation)?;
                 Some(Self::Fs { action, path: target })
@@ -129,6 +140,7 @@ impl Call {
     pub fn at(self, known: Option<IpAddr>) -> Self {
         match self {
             Self::Http { method, url, address } => Self::Http { method, url, address: known.or(address) },
+            Self::Net { target, address } => Self::Net { target, address: known.or(address) },
             other => other,
         }
     }
@@ -142,6 +154,7 @@ impl Call {
         let allow = &tenant.allow;
         let rule = match self {
             Self::Http { method, url, address } => return judge_http(tenant, method, url, *address),
+            Self::Net { target, address } => return judge_net(tenant, target, *address),
             Self::Fs { action, path } => {
                 fs::decide(&allow.fs, &tenant.deny.fs, path, action.writes()).map(|located| located.grant.place.clone())
             }
@@ -175,6 +188,25 @@ fn judge_http(tenant: &Tenant, method: &str, url: &str, address: Option<IpAddr>)
     Ok(Allowed { rule: rule.place.clone(), is_address_open: known.is_empty() })
 }
 
+fn judge_net(tenant: &Tenant, target: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
+    let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
+    let rules = &tenant.allow.net;
+    let target = Target::parse(target).map_err(|error| match error {
+        TargetError::Invalid(message) => NotAllowed::Invalid(message),
+        TargetError::Denied(refusal) => refused(refusal),
+    })?;
+    let matched = net::decide(rules, &tenant.deny.net, &target).map_err(refused)?;
+    let known = address.map_or_else(|| target.known_addresses(), |address| vec![address]);
+    if let Some(address) = address.filter(|address| !net::allows_address(rules, &matched, *address)) {
+        return Err(refused(net::refuse_address(rules, &matched, &target, address)));
+    }
+    let rule = net::place(rules, &matched, &known).ok_or_else(|| {
+        // The decision before allowed it, so there is a rule.
+        NotAllowed::Refused(Refusal::new(net::CAPABILITY, &target.to_string(), Reason::NotGranted))
+    })?;
+    Ok(Allowed { rule, is_address_open: known.is_empty() })
+}
+
 /// The first word, and what follows the white space behind it.
 fn split_word(text: &str) -> (&str, &str) {
     text.split_once(char::is_whitespace).map_or((text, ""), |(word, rest)| (word, rest.trim_start()))
@@ -185,6 +217,10 @@ impl fmt::Display for Call {
         match self {
             Self::Http { method, url, address } => {
                 write!(f, "http {method} {url}")?;
+                address.map_or(Ok(()), |address| write!(f, " at {address}"))
+            }
+            Self::Net { target, address } => {
+                write!(f, "net {target}")?;
                 address.map_or(Ok(()), |address| write!(f, " at {address}"))
             }
             Self::Fs { action, path } => write!(f, "fs {} {path}", action.as_str()),
@@ -237,7 +273,9 @@ mod tests {
     const POLICY: &str = "[tenant.a]\nscript = \"a.luau\"\n[tenant.a.allow.kv]\n\
         [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"GET\"]\n\
         [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\naddresses = [\"10.0.0.0/8\"]\nmethods = [\"GET\"]\n\
-        [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"d\"\naccess = \"read\"\n";
+        [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"d\"\naccess = \"read\"\n\
+        [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\", \"udp://127.0.0.1:53\"]\n\
+        [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\"]\naddresses = [\"10.0.0.0/8\"]\n";
 
     fn judge(text: &str, address: Option<&str>) -> String {
         let policy = Policy::parse(POLICY, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
@@ -261,6 +299,15 @@ mod tests {
             ("http GET https://other.example.com/", None, "host_not_allowed"),
             ("http GET https://u:p@api.example.com/", None, "bad_target"),
             ("http GET https:///x", None, "invalid"),
+            ("net tcp://db.example.com:5432", None, "p.toml:15 open"),
+            ("net open tcp://db.example.com:5432", Some("10.0.0.1"), "p.toml:17"),
+            ("net tcp://db.example.com:5432", Some("127.0.0.1"), "address_not_allowed"),
+            ("net tcp://db.example.com:5432", Some("169.254.169.254"), "address_never_allowed"),
+            ("net tcp://db.example.com:5433", None, "host_not_allowed"),
+            ("net tls://db.example.com:5432", None, "host_not_allowed"),
+            ("net udp://127.0.0.1:53", None, "address_not_allowed"),
+            ("net tcp://127.1:53", None, "bad_target"),
+            ("net db.example.com", None, "invalid"),
             ("fs read /data/a b.txt", None, "p.toml:11"),
             ("fs list /data", None, "p.toml:11"),
             ("fs write /data/x", None, "path_not_writable"),
@@ -284,7 +331,15 @@ mod tests {
 
     #[test]
     fn a_call_is_shown_as_it_is_written() {
-        for text in ["http GET https://a.example/x", "fs read /a b", "kv get k", "workers ./w", "workers", "detach"] {
+        for text in [
+            "http GET https://a.example/x",
+            "net udp://a.example:1",
+            "fs read /a b",
+            "kv get k",
+            "workers ./w",
+            "workers",
+            "detach",
+        ] {
             assert_eq!(Call::parse(text).expect(text).to_string(), text);
         }
     }

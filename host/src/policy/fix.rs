@@ -22,6 +22,15 @@ pub(super) enum Remedy {
         /// Whether the script wrote the addresses itself, or they say no more than it wrote.
         addresses_are_known: bool,
     },
+    /// A rule for one scheme, host and port.
+    Net {
+        /// As in a rule's `hosts`.
+        endpoint: String,
+        /// As in a rule's `addresses`.
+        addresses: Vec<String>,
+        /// As of `Http`.
+        addresses_are_known: bool,
+    },
     /// A directory.
     Fs {
         /// As the script sees it.
@@ -43,7 +52,7 @@ impl Remedy {
     /// The TOML for the script. `None` where it would tell what a name resolved to.
     pub(super) fn for_script(&self, tenant: &str) -> Option<String> {
         match self {
-            Self::Http { addresses_are_known: false, .. } => None,
+            Self::Http { addresses_are_known: false, .. } | Self::Net { addresses_are_known: false, .. } => None,
             _ => Some(self.for_operator(tenant)),
         }
     }
@@ -53,15 +62,16 @@ impl Remedy {
         match self {
             Self::Http { origin, method, path, addresses, addresses_are_known: _ } => {
                 let mut text = format!("[[tenant.{tenant}.allow.http]]\nhosts = [{}]\n", quoted(origin));
-                if !addresses.is_empty() {
-                    let addresses: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
-                    text.push_str(&format!("addresses = [{}]\n", addresses.join(", ")));
-                }
+                text.push_str(&addresses_line(addresses));
                 text.push_str(&format!("methods = [{}]\n", quoted(method)));
                 if let Some(path) = path {
                     text.push_str(&format!("paths = [{}]\n", quoted(path)));
                 }
                 text
+            }
+            Self::Net { endpoint, addresses, addresses_are_known: _ } => {
+                let endpoint = quoted(endpoint);
+                format!("[[tenant.{tenant}.allow.net]]\nhosts = [{endpoint}]\n{}", addresses_line(addresses))
             }
             Self::Fs { path, dir, access } => {
                 let dir = dir.clone().unwrap_or_else(|| new_dir(tenant, path));
@@ -73,6 +83,15 @@ impl Remedy {
             Self::Workers => format!("[tenant.{tenant}.allow.workers]\n"),
         }
     }
+}
+
+/// Nothing when there are none to name.
+fn addresses_line(addresses: &[String]) -> String {
+    if addresses.is_empty() {
+        return String::new();
+    }
+    let addresses: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
+    format!("addresses = [{}]\n", addresses.join(", "))
 }
 
 /// A name for a directory that is not there yet: `acme-data` for `/data`.

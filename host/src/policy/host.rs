@@ -33,6 +33,8 @@ pub struct Host {
     pub preemption: Preemption,
     /// File that gets a line for every decision. Absent: refusals go to the log, and nothing else is recorded.
     pub audit: Option<PathBuf>,
+    /// Name servers for what scripts ask for. Empty: those of the system.
+    pub dns: Vec<SocketAddr>,
 }
 
 /// How a running script is made to give up its thread, and killed. Both stop everything.
@@ -48,7 +50,7 @@ pub enum Preemption {
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> Host {
-    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = raw;
+    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns } = raw;
     let at = "host";
     let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     Host {
@@ -67,6 +69,7 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
         preemption: errors
             .value(&child(at, "preemption"), preemption.as_ref(), |text| self::preemption(text))
             .unwrap_or_default(),
+        dns: errors.list(&child(at, "dns"), &dns.unwrap_or_default(), name_server),
         audit: errors.value(&child(at, "audit"), audit.as_ref(), |text| below(folder, text, "\"../audit.jsonl\"")),
     }
 }
@@ -81,6 +84,11 @@ pub(super) fn below(folder: &Path, text: &str, example: &str) -> Result<PathBuf,
     }
     // `..` stays as it is: taken out here, it would mean another folder where a link is on the way.
     Ok(folder.join(text))
+}
+
+fn name_server(text: &str) -> Result<SocketAddr, Broken> {
+    let broken = || Broken::new("a name server's IP address and port").write("\"127.0.0.1:53\"");
+    text.parse().ok().filter(|address: &SocketAddr| address.port() != 0).ok_or_else(broken)
 }
 
 fn listen(text: &str) -> Result<SocketAddr, Broken> {

@@ -37,6 +37,7 @@ pub mod keys;
 pub mod kv;
 pub mod limits;
 pub mod log;
+pub mod net;
 pub mod origin;
 pub mod path;
 mod profile;

@@ -34,7 +34,7 @@ enum Scheme {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum HostPattern {
+pub(super) enum HostPattern {
     One(Host<String>),
     /// Holds what follows `*.`.
     Subdomains(String),
@@ -130,7 +130,7 @@ impl Scheme {
 }
 
 impl HostPattern {
-    fn parse(text: &str) -> Result<Self, Broken> {
+    pub(super) fn parse(text: &str) -> Result<Self, Broken> {
         if text == "*" {
             return Err(Broken::new("a bare * allows every host; name the hosts").write(EXAMPLE));
         }
@@ -154,7 +154,7 @@ impl HostPattern {
         }
     }
 
-    fn matches(&self, asked: &Host<&str>) -> bool {
+    pub(super) fn matches(&self, asked: &Host<&str>) -> bool {
         match (self, asked) {
             (Self::One(Host::Domain(name)), Host::Domain(asked)) => name == asked,
             (Self::One(Host::Ipv4(address)), Host::Ipv4(asked)) => address == asked,

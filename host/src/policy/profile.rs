@@ -123,8 +123,9 @@ fn add_limits(own: &mut LimitsToml, from: &LimitsToml) {
 }
 
 fn add_allow(own: &mut AllowToml, from: &AllowToml) {
-    let AllowToml { http, fs, kv, detach, workers, log } = from;
+    let AllowToml { http, net, fs, kv, detach, workers, log } = from;
     own.http.extend_from_slice(http);
+    own.net.extend_from_slice(net);
     own.fs.extend_from_slice(fs);
     keep(&mut own.kv, kv);
     keep(&mut own.detach, detach);
@@ -133,8 +134,9 @@ fn add_allow(own: &mut AllowToml, from: &AllowToml) {
 }
 
 fn add_deny(own: &mut DenyToml, from: &DenyToml) {
-    let DenyToml { http, fs } = from;
+    let DenyToml { http, net, fs } = from;
     own.http.extend_from_slice(http);
+    own.net.extend_from_slice(net);
     own.fs.extend_from_slice(fs);
 }
 

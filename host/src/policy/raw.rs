@@ -106,6 +106,8 @@ pub struct HostToml {
     pub workers: Option<Spanned<i64>>,
     /// How a running script is stopped.
     pub preemption: Option<Text>,
+    /// Name servers.
+    pub dns: Option<Vec<Text>>,
     /// File that gets a line for every decision.
     pub audit: Option<Text>,
 }
@@ -153,6 +155,13 @@ impl TableToml for HostToml {
             default: r#""safepoint""#,
             example: r#""safepoint""#,
             doc: "How a running script is stopped. `epoch` is slower, and there for the day that the other one is in doubt.",
+        },
+        Key {
+            name: "dns",
+            form: Form::Texts("a name server's IP address and port"),
+            default: "(those of the system)",
+            example: r#"["127.0.0.1:53"]"#,
+            doc: "Name servers for the hosts that scripts name. Names are resolved by DNS alone: no hosts file, no search domains.",
         },
         Key {
             name: "audit",
@@ -491,6 +500,8 @@ impl TableToml for LimitsToml {
 pub struct AllowToml {
     /// `[[tenant.NAME.allow.http]]`
     pub http: Vec<Spanned<HttpToml>>,
+    /// `[[tenant.NAME.allow.net]]`
+    pub net: Vec<Spanned<NetToml>>,
     /// `[[tenant.NAME.allow.fs]]`
     pub fs: Vec<Spanned<FsToml>>,
     /// `[tenant.NAME.allow.kv]`
@@ -511,6 +522,13 @@ impl TableToml for AllowToml {
             default: "",
             example: r#"[{ hosts = ["https://api.example.com"] }]"#,
             doc: "Outbound HTTP. A call needs one rule that allows all of it; rules never combine.",
+        },
+        Key {
+            name: "net",
+            form: Form::Tables(NetToml::KEYS),
+            default: "",
+            example: r#"[{ hosts = ["tcp://db.example.com:5432"] }]"#,
+            doc: "Connections by TCP and TLS, and datagrams by UDP (`std:net`). A grant of `http` gives none of these.",
         },
         Key {
             name: "fs",
@@ -603,6 +621,8 @@ impl TableToml for HttpToml {
 pub struct DenyToml {
     /// `[[tenant.NAME.deny.http]]`
     pub http: Vec<Spanned<DenyHttpToml>>,
+    /// `[[tenant.NAME.deny.net]]`
+    pub net: Vec<Spanned<DenyNetToml>>,
     /// `[[tenant.NAME.deny.fs]]`
     pub fs: Vec<Spanned<DenyFsToml>>,
 }
@@ -615,6 +635,13 @@ impl TableToml for DenyToml {
             default: "",
             example: r#"[{ hosts = ["https://admin.example.com"] }]"#,
             doc: "Outbound HTTP that is refused, whatever allows it.",
+        },
+        Key {
+            name: "net",
+            form: Form::Tables(DenyNetToml::KEYS),
+            default: "",
+            example: r#"[{ hosts = ["tcp://db.example.com:5432"] }]"#,
+            doc: "Connections and datagrams that are refused, whatever allows them.",
         },
         Key {
             name: "fs",
@@ -662,6 +689,53 @@ impl TableToml for DenyHttpToml {
             doc: "Paths that no call may have there. A path that servers read in two ways is denied by every rule with paths for its host.",
         },
     ];
+}
+
+/// One `[[tenant.NAME.allow.net]]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetToml {
+    /// Endpoints.
+    pub hosts: Option<Vec<Text>>,
+    /// Private and special networks that the hosts may resolve to.
+    pub addresses: Option<Vec<Text>>,
+}
+
+impl TableToml for NetToml {
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "hosts",
+            form: Form::Texts("endpoints: `tcp://name:port`, `tls://…`, `udp://…`, and `*.` before a name"),
+            default: "(must be there)",
+            example: r#"["tcp://db.example.com:5432"]"#,
+            doc: "Where calls may go: scheme, host and port. The port is always written.",
+        },
+        Key {
+            name: "addresses",
+            form: Form::Texts("networks, as `10.1.0.0/16`"),
+            default: "[]",
+            example: r#"["10.0.0.0/8"]"#,
+            doc: "Private and special networks that the hosts may resolve to, as for `http`. Multicast and broadcast addresses are refused, also when named.",
+        },
+    ];
+}
+
+/// One `[[tenant.NAME.deny.net]]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DenyNetToml {
+    /// Endpoints.
+    pub hosts: Option<Vec<Text>>,
+}
+
+impl TableToml for DenyNetToml {
+    const KEYS: &'static [Key] = &[Key {
+        name: "hosts",
+        form: Form::Texts("endpoints: `tcp://name:port`, `tls://…`, `udp://…`, and `*.` before a name"),
+        default: "(must be there)",
+        example: r#"["tcp://db.example.com:5432"]"#,
+        doc: "Where no call may go, as in `allow`.",
+    }];
 }
 
 /// One `[[tenant.NAME.deny.fs]]`
@@ -821,7 +895,8 @@ mod tests {
         let ProfileToml { limits, mode, allow, deny } = examples();
         assert!(limits.memory.is_some() && mode.is_some() && allow.kv.is_some() && deny.fs.len() == 1);
         assert!(include.is_some() && tenant.len() == 1);
-        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
+        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, dns, audit } = examples();
+        assert!(dns.is_some());
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
         let TenantToml { script, routes, extends, limits, mode, allow, deny } = examples();
@@ -856,15 +931,20 @@ mod tests {
         assert!(texts.iter().chain(&[log_line, kv, kv_value, fs]).all(Option::is_some));
         let numbers = [pending_operations, tasks, timers, connections, subrequests, fs_files, weight];
         assert!(numbers.iter().all(Option::is_some));
-        let AllowToml { http, fs, kv, detach, workers, log } = examples();
+        let AllowToml { http, net, fs, kv, detach, workers, log } = examples();
+        assert!(net.len() == 1);
         assert!(log.is_some());
         assert!(http.len() == 1 && fs.len() == 1 && kv.is_some() && detach.is_some() && workers.is_some());
         let DetachToml { tasks, cpu, wall } = examples();
         assert!(tasks.is_some() && cpu.is_some() && wall.is_some());
         let HttpToml { hosts, addresses, methods, paths } = examples();
         assert!(hosts.is_some() && addresses.is_some() && methods.is_some() && paths.is_some());
-        let DenyToml { http, fs } = examples();
-        assert!(http.len() == 1 && fs.len() == 1);
+        let DenyToml { http, net, fs } = examples();
+        assert!(http.len() == 1 && net.len() == 1 && fs.len() == 1);
+        let NetToml { hosts, addresses } = examples();
+        assert!(hosts.is_some() && addresses.is_some());
+        let DenyNetToml { hosts } = examples();
+        assert!(hosts.is_some());
         let DenyHttpToml { hosts, methods, paths } = examples();
         assert!(hosts.is_some() && methods.is_some() && paths.is_some());
         let DenyFsToml { path } = examples();

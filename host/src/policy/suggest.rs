@@ -16,6 +16,7 @@ use super::{
     fix::{Remedy, new_dir, quoted},
     fs::Access,
     http,
+    net::Target,
     tenant::Tenant,
 };
 
@@ -30,6 +31,8 @@ pub struct Suggestion {
 struct Wanted {
     /// By origin.
     http: BTreeMap<String, Origin>,
+    /// By endpoint: addresses, and calls.
+    net: BTreeMap<String, (BTreeSet<String>, u64)>,
     /// By path.
     fs: BTreeMap<String, Directory>,
     kv: u64,
@@ -82,6 +85,7 @@ impl Suggestion {
             Call::Http { address, url, .. } => {
                 (*address, http::parse_target(url).map(|url| http::known_addresses(url.host()).to_vec()))
             }
+            Call::Net { target, address } => (*address, Target::parse(target).map(|target| target.known_addresses())),
             _ => (None, Ok(Vec::new())),
         };
         let is_never = |address: &IpAddr| matches!(address::classify(*address), Class::Never(_));
@@ -90,10 +94,13 @@ impl Suggestion {
             Some(remedy) => {
                 wanted.add(remedy, n);
                 // A host that is not allowed yet has no word on its address; it will be judged all the same.
-                if let (Remedy::Http { origin, .. }, Some(address)) = (remedy, address)
-                    && let Some(origin) = wanted.http.get_mut(origin)
-                {
-                    origin.addresses.extend(http::networks(address));
+                if let Some(address) = address {
+                    let named = match remedy {
+                        Remedy::Http { origin, .. } => wanted.http.get_mut(origin).map(|origin| &mut origin.addresses),
+                        Remedy::Net { endpoint, .. } => wanted.net.get_mut(endpoint).map(|(addresses, _)| addresses),
+                        _ => None,
+                    };
+                    named.into_iter().for_each(|named| named.extend(http::networks(address)));
                 }
             }
             None => {
@@ -130,6 +137,11 @@ impl Wanted {
                 let asked = origin.paths.entry(path.clone()).or_default();
                 asked.methods.insert(method.clone());
                 asked.n_calls += n;
+            }
+            Remedy::Net { endpoint, addresses, addresses_are_known: _ } => {
+                let (known, n_calls) = self.net.entry(endpoint.clone()).or_default();
+                known.extend(addresses.iter().cloned());
+                *n_calls += n;
             }
             Remedy::Fs { path, dir, access } => {
                 let new = || Directory { dir: dir.clone(), access: *access, n_calls: 0 };
@@ -177,6 +189,13 @@ impl Wanted {
             line(format_args!("methods = [{}]", list(methods)));
             if let Some(paths) = paths {
                 line(format_args!("paths = [{}]", list(paths)));
+            }
+        }
+        for (endpoint, (addresses, n)) in &self.net {
+            line(format_args!("[[tenant.{tenant}.allow.net]] # {n} calls"));
+            line(format_args!("hosts = [{}]", quoted(endpoint)));
+            if !addresses.is_empty() {
+                line(format_args!("addresses = [{}]", list(addresses)));
             }
         }
         for (path, Directory { dir, access, n_calls }) in &self.fs {

@@ -14,7 +14,7 @@ use super::{
     host::below,
     http, kv,
     limits::{self, Limits},
-    log,
+    log, net,
     profile::Profiles,
     raw::{AllowToml, DenyHttpToml, DenyToml, ProfileToml, TenantToml, Text},
     route::{Placed, Route},
@@ -58,6 +58,8 @@ pub enum Mode {
 pub struct Allow {
     /// Outbound HTTP. A call needs one rule that allows all of it.
     pub http: http::Rules,
+    /// Connections and datagrams. A call needs one rule that allows all of it.
+    pub net: Vec<net::Rule>,
     /// Directories. The grant with the longest path that covers a call decides.
     pub fs: Vec<fs::Grant>,
     /// The tenant's own store.
@@ -73,6 +75,8 @@ pub struct Allow {
 /// What is denied to a tenant, whatever it is granted. Rules for HTTP are with those that allow, see [`http::Rules`].
 #[derive(Debug, Clone, Default)]
 pub struct Deny {
+    /// Connections and datagrams.
+    pub net: Vec<net::Deny>,
     /// Files and directories.
     pub fs: Vec<fs::Deny>,
 }
@@ -162,13 +166,16 @@ pub(super) fn check_profile(at: &str, raw: ProfileToml, errors: &mut Errors<'_>)
 /// Converts what a tenant and a profile both have.
 fn powers(at: &str, raw: ProfileToml, errors: &mut Errors<'_>) -> (Limits, Mode, Allow, Deny) {
     let ProfileToml { limits, mode, allow, deny } = raw;
-    let DenyToml { http: deny_http, fs: deny_fs } = deny;
+    let DenyToml { http: deny_http, net: deny_net, fs: deny_fs } = deny;
     let deny_at = child(at, "deny");
     (
         limits::enforce(limits, &child(at, "limits"), errors),
         errors.value(&child(at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
         self::allow(allow, &child(at, "allow"), deny_http, &child(&deny_at, "http"), errors),
-        Deny { fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors) },
+        Deny {
+            net: net::enforce_deny(deny_net, &child(&deny_at, "net"), errors),
+            fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors),
+        },
     )
 }
 
@@ -199,9 +206,10 @@ fn allow(
     deny_http_at: &str,
     errors: &mut Errors<'_>,
 ) -> Allow {
-    let AllowToml { http, fs, kv, detach, workers, log } = raw;
+    let AllowToml { http, net, fs, kv, detach, workers, log } = raw;
     Allow {
         http: http::enforce(http, &child(at, "http"), deny_http, deny_http_at, errors),
+        net: net::enforce(net, &child(at, "net"), errors),
         fs: fs::enforce(fs, &child(at, "fs"), errors),
         kv: kv.map(|kv| {
             let span = kv.span();

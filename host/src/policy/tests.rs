@@ -78,6 +78,7 @@ fn every_key_of_a_file_is_enforced_as_written() {
             workers: std::num::NonZeroUsize::new(2),
             preemption: Preemption::Epoch,
             audit: Some("policies/../audit.jsonl".into()),
+            dns: Vec::new(),
         }
     );
     let at = |line| Place::new(Path::new("policies/demo.toml"), line);

@@ -26,6 +26,7 @@ use crate::{
     capability::{
         self, Capabilities,
         module::Folder,
+        net::Sockets,
         workers::{Gone, Launch, Launcher, Place},
     },
     limits::{Exceeded, Owner},
@@ -155,6 +156,8 @@ pub struct Effects {
     /// Starts workers. Absent in a worker, and without a grant.
     launcher: Option<Launcher>,
     running: JoinSet<()>,
+    /// What the VM has open. Goes with it.
+    sockets: Arc<Sockets>,
     /// Those whose completion the guest waits for.
     awaited: HashMap<u32, AbortHandle>,
     completions: mpsc::UnboundedSender<Completion>,
@@ -201,8 +204,8 @@ impl Effects {
 
     fn on(line: Line, caller: Arc<Caller>) -> Self {
         let (completions, finished) = mpsc::unbounded_channel();
-        let (running, awaited) = (JoinSet::new(), HashMap::new());
-        Self { line, caller, launcher: None, running, awaited, completions, finished, held: None }
+        let (running, awaited, sockets) = (JoinSet::new(), HashMap::new(), Arc::default());
+        Self { line, caller, launcher: None, running, sockets, awaited, completions, finished, held: None }
     }
 
     /// What workers do their effects with.
@@ -249,7 +252,7 @@ impl Effects {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
-        let permit = match capability::perform_at_once(permit) {
+        let permit = match capability::perform_at_once(&self.sockets, permit) {
             Ok(outcome) => return Some(outcome),
             Err(permit) => permit,
         };
@@ -259,6 +262,7 @@ impl Effects {
             return Some(Ok(Reply::Module(reply)));
         }
         let (capabilities, modules) = (Arc::clone(&self.line.capabilities), Arc::clone(&self.line.modules));
+        let sockets = Arc::clone(&self.sockets);
         let (launch, gone) = self.launch_for(&permit).unzip();
         let (completions, io) = (self.completions.clone(), self.line.io.clone());
         let completion = CompleteOnDrop { id, completions, outcome: None, gone, io };
@@ -266,7 +270,7 @@ impl Effects {
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
-            let effect = capability::perform(&capabilities, &modules, launch, permit);
+            let effect = capability::perform(&capabilities, &modules, &sockets, launch, permit);
             let effect = AssertUnwindSafe(effect).catch_unwind();
             let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");

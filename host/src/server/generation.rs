@@ -136,7 +136,7 @@ impl Scripts {
 /// The keys of `[host]` that a running host cannot follow, where they differ.
 fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
     // Destructured, so that a new key is decided on here.
-    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit } = before;
+    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns: _ } = before;
     let keys = [
         ("host.listen", *listen == after.listen),
         ("host.data_dir", *data_dir == after.data_dir),

@@ -39,49 +39,16 @@ const MAX_TTL: Duration = Duration::from_secs(300);
 /// Longest time that it is kept that a name does not exist.
 const MAX_NEGATIVE_TTL: Duration = Duration::from_secs(10);
 
-/// Whom to ask. Empty: nobody, so no name resolves.
-pub struct NameServers(Vec<NameServerConfig>);
-
 /// A tenant's resolver, with its cache.
 pub struct Resolver(TokioResolver);
-
-// === impl NameServers ===
-
-impl NameServers {
-    /// These servers; the system's, if there are none.
-    pub fn new(servers: &[SocketAddr]) -> Self {
-        if servers.is_empty() {
-            return Self::of_system();
-        }
-        Self(servers.iter().map(server).collect())
-    }
-
-    fn of_system() -> Self {
-        match read_system_conf() {
-            // Its other settings are for people at a terminal.
-            Ok((config, _)) => Self(config.into_parts().2),
-            Err(error) => {
-                tracing::warn!(%error, "no name server is known; names in scripts will not resolve");
-                Self(Vec::new())
-            }
-        }
-    }
-}
-
-fn server(address: &SocketAddr) -> NameServerConfig {
-    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-        connection.port = address.port();
-        connection
-    });
-    NameServerConfig::new(address.ip(), true, connections.into())
-}
 
 // === impl Resolver ===
 
 impl Resolver {
-    /// A resolver with an empty cache.
-    pub fn new(NameServers(servers): &NameServers) -> Self {
-        let config = ResolverConfig::from_parts(None, Vec::new(), servers.clone());
+    /// A resolver with an empty cache that asks these name servers; those of the system, if there are none.
+    pub fn new(servers: &[SocketAddr]) -> Self {
+        let servers = if servers.is_empty() { of_system() } else { servers.iter().map(server).collect() };
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options();
         Self(builder.build().expect("without TLS and DNSSEC nothing is loaded that could fail"))
@@ -101,6 +68,25 @@ impl Resolver {
             Err(_) => Err(ConnectError::TimedOut("the name did not resolve")),
         }
     }
+}
+
+fn of_system() -> Vec<NameServerConfig> {
+    match read_system_conf() {
+        // Its other settings are for people at a terminal.
+        Ok((config, _)) => config.into_parts().2,
+        Err(error) => {
+            tracing::warn!(%error, "no name server is known; names in scripts will not resolve");
+            Vec::new()
+        }
+    }
+}
+
+fn server(address: &SocketAddr) -> NameServerConfig {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = address.port();
+        connection
+    });
+    NameServerConfig::new(address.ip(), true, connections.into())
 }
 
 fn options() -> ResolverOpts {
