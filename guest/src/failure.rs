@@ -245,11 +245,29 @@ fn shorten(trace: String) -> String {
     format!("{head}\n...\n{tail}")
 }
 
+/// What Luau raises when the heap is full, made while there was room.
+pub struct NotEnoughMemory(pub Value);
+
+impl NotEnoughMemory {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(lua: &Lua) -> mlua::Result<Self> {
+        Ok(Self(Value::String(lua.create_string(NOT_ENOUGH_MEMORY)?)))
+    }
+}
+
+fn not_enough_memory(lua: &Lua) -> Value {
+    lua.app_data_ref::<NotEnoughMemory>().map_or(Value::Nil, |kept| kept.0.clone())
+}
+
 /// What a function of a module gives to the prelude: whether it went well, and its value.
 pub fn answer(lua: &Lua, result: Result<Value, Failure>) -> mlua::Result<MultiValue> {
     let (ok, value) = match result {
         Ok(value) => (true, value),
-        Err(failure) => (false, failure.into_value(lua)?),
+        // Without the memory for the error's table a script gets Luau's own words, and no error of mlua's.
+        Err(failure) => (false, failure.into_value(lua).unwrap_or_else(|_| not_enough_memory(lua))),
     };
     Ok(MultiValue::from_iter([Value::Boolean(ok), value]))
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mlua::{Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
-use crate::failure::{self, ErrorMetatable};
+use crate::failure::{self, ErrorMetatable, NotEnoughMemory};
 use crate::module;
 use crate::scheduler::block::block_until_woken;
 use crate::stdlib;
@@ -63,6 +63,7 @@ fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
     raw.set("block", lua.create_function(block)?)?;
     let prelude: Table = lua.load(include_str!("prelude.luau")).set_name("=[neoc]").call(raw)?;
     lua.set_app_data(ErrorMetatable(prelude.get("error_metatable")?));
+    lua.set_app_data(NotEnoughMemory::new(lua)?);
     Ok(prelude)
 }
 

@@ -1,6 +1,8 @@
 //! What is sent and what is taken: headers, framing, redirects, timeouts, packed bodies, connections that are used
 //! again. NET-17, NET-20 to NET-22, NET-30.
 
+use std::net::TcpListener;
+
 use super::{Lab, redirect};
 use crate::support::upstream::Upstream;
 
@@ -135,8 +137,10 @@ fn each_timeout_has_its_name() {
 
 #[test]
 fn a_tls_server_that_never_greets_is_given_up() {
-    let upstream = Upstream::start();
-    let address = upstream.address.to_string();
+    // A port that nobody accepts from: the connection is there, and no answer comes.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    let address = target.to_string();
     let grants = format!(
         "[[tenant.t.allow.http]]\nhosts = [\"https://{address}\"]\naddresses = [\"127.0.0.0/8\"]\n\
          [[tenant.t.allow.net]]\nhosts = [\"tls://{address}\"]\naddresses = [\"127.0.0.0/8\"]\n"
@@ -148,7 +152,7 @@ fn a_tls_server_that_never_greets_is_given_up() {
         local ok, err = pcall(net.connect, `tls://{...}`, { timeout = 0.1 })
         print(ok, err.kind)
     "#;
-    let printed = Lab::with_script(script, &grants, upstream.address).print(&[&address]);
+    let printed = Lab::with_script(script, &grants, target).print(&[&address]);
     assert_eq!(printed, "false\ttimeout\tconnect\nfalse\ttimeout\n");
 }
 

@@ -164,7 +164,7 @@ struct Redirect {
     location: String,
 }
 
-/// The wire form of a request. Its framing is hyper's, from the body alone.
+/// The wire form of a request. Its framing comes from the body alone.
 fn build(url: &Url, request: &Request) -> Result<http::Request<Full<Bytes>>, OperationError> {
     let Request { method, headers, body, timeouts: _, decompress } = request;
     let mut wire = http::Request::new(Full::new(body.clone().unwrap_or_default()));
@@ -177,6 +177,11 @@ fn build(url: &Url, request: &Request) -> Result<http::Request<Full<Bytes>>, Ope
     wire.headers_mut().entry(header::USER_AGENT).or_insert(HeaderValue::from_static("neoc"));
     let encoding = HeaderValue::from_static(if *decompress { "gzip" } else { "identity" });
     wire.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(encoding);
+    // hyper leaves it out; a server may wait for a body that these methods have by their meaning (RFC 9110, 8.6).
+    let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+    if expects_body && body.as_ref().is_none_or(Bytes::is_empty) {
+        wire.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     Ok(wire)
 }
 
@@ -195,8 +200,8 @@ fn redirect_target<B>(response: &http::Response<B>) -> Option<String> {
             | StatusCode::PERMANENT_REDIRECT
     );
     let location = response.headers().get(header::LOCATION)?;
-    // A location that is not text leads nowhere; the script gets the response as it is.
-    redirects.then(|| location.to_str().ok().map(str::to_owned))?
+    // Of what is not text nothing is taken for a host: it is refused as any other spelling.
+    redirects.then(|| String::from_utf8_lossy(location.as_bytes()).into_owned())
 }
 
 /// What to send after a redirect: 303 is always a GET, 301 and 302 turn a POST into one, as browsers do.
