@@ -11,6 +11,7 @@
 //! | [`denials`] | a refusal's fix, pasted, makes the call work |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
+//! | [`drawings`] | what a person sees of a broken policy |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
@@ -30,6 +31,7 @@ mod concurrency;
 mod conformance;
 mod contexts;
 mod denials;
+mod drawings;
 mod examples;
 mod host;
 mod layers;
