@@ -1,11 +1,18 @@
 //! The file that has a line for every decision, and the log without it.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
+use neoc::policy::{
+    Policy, Reason,
+    keys::{Form, Key},
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{host::Host, upstream::Upstream, wait_until};
+use crate::support::{host::Host, repository, upstream::Upstream, wait_until};
 
 const HOST: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 32\naudit = \"audit.jsonl\"\n";
 const TENANT: &str = "[tenant.a]\nscript = \"main.luau\"\nroutes = [\"/a\"]\n";
@@ -131,4 +138,45 @@ fn without_a_file_a_flood_of_refusals_is_cut_in_the_log_and_counted() {
     assert!(log.contains(counted), "{log}");
     let left_out = format!("left out of the log, over their tenants' parts of it\",\"count\":{}", 3000 - n_lines);
     assert!(log.contains(&left_out), "{log}");
+}
+
+/// The keys of `[tenant.NAME.limits]`.
+fn limits(keys: &[Key], inside: &str) -> Vec<&'static str> {
+    let mut found = Vec::new();
+    for key in keys {
+        if inside == "limits" {
+            found.push(key.name);
+        } else if let Form::Table(keys) | Form::Tables(keys) | Form::Named(keys, _) = key.form {
+            found.extend(limits(keys, key.name));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_label_of_a_limit_is_its_key_and_no_reasons() {
+    let keys = limits(Policy::keys(), "");
+    let reasons = Reason::ALL.map(Reason::as_str);
+    assert!(keys.len() > 10 && keys.iter().all(|key| !reasons.contains(key)), "{keys:?}");
+    // Bounds that are not a key of the table: of the grant of detached tasks, of the host, and of the guest's wire.
+    let others = ["detached_tasks", "instances", "value_bytes"];
+    let mut n_labels = 0;
+    for file in rust_files(&repository().join("host/src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for call in code.split("Exceeded::new(").skip(1) {
+            // Where the key is handed through, the place that names it is another.
+            let arguments: String = call.chars().take_while(|c| *c != ')').collect();
+            let Some(label) = arguments.split('"').nth(1) else { continue };
+            assert!(keys.contains(&label) || others.contains(&label), "{}: {label}", file.display());
+            n_labels += 1;
+        }
+    }
+    assert!(n_labels > 8, "only {n_labels} labels found");
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `explain` | says of one call whether it is allowed, and by which line |
 //! | `suggest` | prints the smallest policy that allows what was recorded |
+//! | `schema` | prints the JSON Schema of a policy file |
 //! | `diff` | lists the recorded calls that two policies judge differently |
 
 mod diff;
 mod explain;
 mod recorded;
+mod schema;
 mod suggest;
 
 use clap::Subcommand;
@@ -22,6 +24,8 @@ pub enum Verb {
     Suggest(suggest::Arguments),
     /// List what two policies judge differently of an audit file. Exit code 1: a call would be refused that was not.
     Diff(diff::Arguments),
+    /// Print the JSON Schema of a policy file, for editors.
+    Schema,
 }
 
 /// Runs one.
@@ -30,5 +34,6 @@ pub fn main(verb: &Verb) -> super::Result {
         Verb::Explain(arguments) => explain::main(arguments),
         Verb::Suggest(arguments) => suggest::main(arguments),
         Verb::Diff(arguments) => diff::main(arguments),
+        Verb::Schema => schema::main(),
     }
 }

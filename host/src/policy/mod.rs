@@ -12,6 +12,8 @@
 //! | `read` | from text to `raw`, with all errors and not only the first |
 //! | [`error`] | one line per error: file, line, column, key, value, rule, example |
 //! | `units` | `"32 MiB"`, `"50 ms"`, `"200/s"` |
+//! | [`keys`], [`schema`], [`document`] | what each key is; the same for editors, and for docs/POLICY.md |
+//! | `profile` | what a tenant starts from |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
@@ -25,6 +27,7 @@ pub mod address;
 pub mod call;
 pub mod changes;
 pub mod detach;
+pub mod document;
 pub mod error;
 mod fix;
 pub mod fs;
@@ -36,10 +39,12 @@ pub mod limits;
 pub mod log;
 pub mod origin;
 pub mod path;
+mod profile;
 mod raw;
 mod read;
 pub mod refusal;
 pub mod route;
+pub mod schema;
 mod source;
 pub mod suggest;
 pub mod target;
@@ -64,6 +69,7 @@ pub use units::{shown_bytes, shown_time};
 
 use error::Errors;
 use keys::{Key, TableToml as _};
+use profile::Profiles;
 use raw::PolicyToml;
 use route::RouteTable;
 
@@ -145,13 +151,14 @@ impl Policy {
     }
 
     fn enforce(raw: PolicyToml, errors: &mut Errors<'_>) -> Self {
-        let PolicyToml { include: _, host, tenant, is_whole: _ } = raw;
+        let PolicyToml { include: _, host, defaults, profile, tenant, is_whole } = raw;
         let host = host::enforce(host, &errors.sources().folder(&(0..0)), errors);
+        let profiles = Profiles::new(defaults, profile, is_whole, errors);
         let mut routes = Vec::new();
         // By name, because the table of the file is sorted by name: the look-up below relies on it.
         let tenants: Vec<Arc<Tenant>> = tenant
             .into_iter()
-            .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, &mut routes, errors)))
+            .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, &profiles, &mut routes, errors)))
             .collect();
         let index = |name: &str| tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok();
         let routes = RouteTable::build(routes, index, errors);

@@ -19,13 +19,17 @@ use super::{
 pub type Text = Spanned<String>;
 
 /// The whole file.
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyToml {
     /// Further files.
     pub include: Option<Vec<Text>>,
     /// `[host]`
     pub host: HostToml,
+    /// `[defaults]`
+    pub defaults: ProfileToml,
+    /// `[profile.NAME]`, by name.
+    pub profile: BTreeMap<Text, Spanned<ProfileToml>>,
     /// `[tenant.NAME]`, by name.
     pub tenant: BTreeMap<Text, Spanned<TenantToml>>,
     /// Whether all files could be read. What is not there may be in one that could not.
@@ -35,7 +39,14 @@ pub struct PolicyToml {
 
 impl Default for PolicyToml {
     fn default() -> Self {
-        Self { include: None, host: HostToml::default(), tenant: BTreeMap::new(), is_whole: true }
+        Self {
+            include: None,
+            host: HostToml::default(),
+            defaults: ProfileToml::default(),
+            profile: BTreeMap::new(),
+            tenant: BTreeMap::new(),
+            is_whole: true,
+        }
     }
 }
 
@@ -56,6 +67,20 @@ impl TableToml for PolicyToml {
             doc: "What all tenants share. Only the main file has it.",
         },
         Key {
+            name: "defaults",
+            form: Form::Table(ProfileToml::KEYS),
+            default: "",
+            example: r#"{ limits = { memory = "16 MiB" } }"#,
+            doc: "What every tenant starts from. Only the main file has it.",
+        },
+        Key {
+            name: "profile",
+            form: Form::Named(ProfileToml::KEYS, "a profile's name: 1 to 63 of `a-z`, `0-9` and `-`"),
+            default: "",
+            example: r#"{ web = { limits = { wall = "10 s" } } }"#,
+            doc: "What the tenants that extend it start from, before the defaults.",
+        },
+        Key {
             name: "tenant",
             form: Form::Named(TenantToml::KEYS, "a tenant's name: 1 to 63 of `a-z`, `0-9` and `-`"),
             default: "",
@@ -66,7 +91,7 @@ impl TableToml for PolicyToml {
 }
 
 /// `[host]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostToml {
     /// Address and port to serve on.
@@ -140,13 +165,15 @@ impl TableToml for HostToml {
 }
 
 /// `[tenant.NAME]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TenantToml {
     /// The entry module's file.
     pub script: Option<Text>,
     /// Which requests are this tenant's.
     pub routes: Option<Vec<Text>>,
+    /// The profile that it starts from.
+    pub extends: Option<Text>,
     /// `[tenant.NAME.limits]`
     pub limits: LimitsToml,
     /// Whether what the policy refuses is refused.
@@ -172,6 +199,13 @@ impl TableToml for TenantToml {
             default: "[]",
             example: r#"["/acme/*"]"#,
             doc: "Which requests are this tenant's. The longest match wins; no match is 404. `/acme` is that path alone, `/acme/*` all below it as well, `acme.localhost/*` all paths of a host. The same route twice is an error.",
+        },
+        Key {
+            name: "extends",
+            form: Form::Text("a profile's name"),
+            default: "(none)",
+            example: r#""web""#,
+            doc: "The profile that it starts from. A limit, a mode or a single grant of its own takes the place of the profile's, and that of the default's; rules in lists add up, those that deny too.",
         },
         Key {
             name: "limits",
@@ -204,8 +238,55 @@ impl TableToml for TenantToml {
     ];
 }
 
+/// `[defaults]`, `[profile.NAME]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProfileToml {
+    /// `[profile.NAME.limits]`
+    pub limits: LimitsToml,
+    /// Whether what the policy refuses is refused.
+    pub mode: Option<Text>,
+    /// `[profile.NAME.allow]`
+    pub allow: AllowToml,
+    /// `[profile.NAME.deny]`
+    pub deny: DenyToml,
+}
+
+impl TableToml for ProfileToml {
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "limits",
+            form: Form::Table(LimitsToml::KEYS),
+            default: "",
+            example: r#"{ memory = "16 MiB" }"#,
+            doc: "As `tenant.NAME.limits`, key by key.",
+        },
+        Key {
+            name: "mode",
+            form: Form::Word(&["enforce", "report"]),
+            default: r#""enforce""#,
+            example: r#""enforce""#,
+            doc: "As `tenant.NAME.mode`.",
+        },
+        Key {
+            name: "allow",
+            form: Form::Table(AllowToml::KEYS),
+            default: "",
+            example: "{ kv = {} }",
+            doc: "As `tenant.NAME.allow`: its rules are the tenant's as well.",
+        },
+        Key {
+            name: "deny",
+            form: Form::Table(DenyToml::KEYS),
+            default: "",
+            example: r#"{ fs = [{ path = "/data/private" }] }"#,
+            doc: "As `tenant.NAME.deny`: no tenant gets round it by a rule of its own.",
+        },
+    ];
+}
+
 /// `[tenant.NAME.limits]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsToml {
     /// Memory of one request.
@@ -405,7 +486,7 @@ impl TableToml for LimitsToml {
 }
 
 /// `[tenant.NAME.allow]`: one key per capability.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AllowToml {
     /// `[[tenant.NAME.allow.http]]`
@@ -470,7 +551,7 @@ impl TableToml for AllowToml {
 }
 
 /// One `[[tenant.NAME.allow.http]]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpToml {
     /// Origins.
@@ -517,7 +598,7 @@ impl TableToml for HttpToml {
 }
 
 /// `[tenant.NAME.deny]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenyToml {
     /// `[[tenant.NAME.deny.http]]`
@@ -546,7 +627,7 @@ impl TableToml for DenyToml {
 }
 
 /// One `[[tenant.NAME.deny.http]]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenyHttpToml {
     /// Origins.
@@ -584,7 +665,7 @@ impl TableToml for DenyHttpToml {
 }
 
 /// One `[[tenant.NAME.deny.fs]]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenyFsToml {
     /// The file or directory as the script sees it.
@@ -602,7 +683,7 @@ impl TableToml for DenyFsToml {
 }
 
 /// One `[[tenant.NAME.allow.fs]]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FsToml {
     /// The directory as the script sees it.
@@ -640,7 +721,7 @@ impl TableToml for FsToml {
 }
 
 /// `[tenant.NAME.allow.kv]`: its presence is the grant.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvToml {}
 
@@ -649,7 +730,7 @@ impl TableToml for KvToml {
 }
 
 /// `[tenant.NAME.allow.detach]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DetachToml {
     /// Tasks that one request may detach.
@@ -687,7 +768,7 @@ impl TableToml for DetachToml {
 }
 
 /// `[tenant.NAME.allow.workers]`: its presence is the grant.
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersToml {
     /// VMs of one request at once.
@@ -705,7 +786,7 @@ impl TableToml for WorkersToml {
 }
 
 /// `[tenant.NAME.allow.log]`
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogToml {
     /// `debug`, `info`, `warn` or `error`.
@@ -735,12 +816,16 @@ mod tests {
     #[test]
     fn every_key_is_listed_with_an_example_of_its_type() {
         // Destructured without `..`: a new field fails to compile until it is asserted here.
-        let PolicyToml { include, host: _, tenant, is_whole: _ } = examples();
+        let PolicyToml { include, host: _, defaults, profile, tenant, is_whole: _ } = examples();
+        assert!(defaults.limits.memory.is_some() && profile.len() == 1);
+        let ProfileToml { limits, mode, allow, deny } = examples();
+        assert!(limits.memory.is_some() && mode.is_some() && allow.kv.is_some() && deny.fs.len() == 1);
         assert!(include.is_some() && tenant.len() == 1);
         let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit } = examples();
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, limits, mode, allow, deny } = examples();
+        let TenantToml { script, routes, extends, limits, mode, allow, deny } = examples();
+        assert!(extends.is_some());
         assert!(deny.fs.len() == 1);
         assert!(script.is_some() && routes.is_some() && mode.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());

@@ -114,7 +114,14 @@ fn refuse_what_is_the_main_files(document: &mut DeTable<'_>, start: usize, error
 
 /// Adds what an included file holds.
 fn merge(policy: &mut PolicyToml, from: PolicyToml, errors: &mut Errors<'_>) {
-    let PolicyToml { include: _, host: _, tenant, is_whole: _ } = from;
+    let PolicyToml { include: _, host: _, defaults: _, profile, tenant, is_whole: _ } = from;
+    for (name, table) in profile {
+        let again = name.span();
+        match policy.profile.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(table)),
+            Entry::Occupied(entry) => twice("profile", again, entry.key(), errors),
+        }
+    }
     for (name, table) in tenant {
         let again = name.span();
         match policy.tenant.entry(name) {

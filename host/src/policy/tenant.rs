@@ -15,7 +15,8 @@ use super::{
     http, kv,
     limits::{self, Limits},
     log,
-    raw::{AllowToml, DenyHttpToml, DenyToml, TenantToml, Text},
+    profile::Profiles,
+    raw::{AllowToml, DenyHttpToml, DenyToml, ProfileToml, TenantToml, Text},
     route::{Placed, Route},
     workers,
 };
@@ -123,14 +124,15 @@ fn nowhere() -> Place {
 pub(super) fn enforce(
     name: Text,
     raw: Spanned<TenantToml>,
+    profiles: &Profiles,
     all_routes: &mut Vec<Placed>,
     errors: &mut Errors<'_>,
 ) -> Tenant {
     let at = child("tenant", name.get_ref());
     let span = name.span();
-    let TenantToml { script, routes, limits, mode, allow, deny } = raw.into_inner();
-    let DenyToml { http: deny_http, fs: deny_fs } = deny;
-    let deny_at = child(&at, "deny");
+    let mut raw = raw.into_inner();
+    profiles.complete(&at, &mut raw, errors);
+    let TenantToml { script, routes, extends: _, limits, mode, allow, deny } = raw;
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -140,15 +142,34 @@ pub(super) fn enforce(
     }
     let folder = errors.folder(script.as_ref());
     let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(&folder, text, "\"main.luau\""));
+    let (limits, mode, allow, deny) = powers(&at, ProfileToml { limits, mode, allow, deny }, errors);
     Tenant {
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
-        limits: limits::enforce(limits, &child(&at, "limits"), errors),
-        mode: errors.value(&child(&at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
-        allow: self::allow(allow, &child(&at, "allow"), deny_http, &child(&deny_at, "http"), errors),
-        deny: Deny { fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors) },
+        limits,
+        mode,
+        allow,
+        deny,
         name: name.into_inner(),
     }
+}
+
+/// Reports what is wrong in what tenants may start from.
+pub(super) fn check_profile(at: &str, raw: ProfileToml, errors: &mut Errors<'_>) {
+    powers(at, raw, errors);
+}
+
+/// Converts what a tenant and a profile both have.
+fn powers(at: &str, raw: ProfileToml, errors: &mut Errors<'_>) -> (Limits, Mode, Allow, Deny) {
+    let ProfileToml { limits, mode, allow, deny } = raw;
+    let DenyToml { http: deny_http, fs: deny_fs } = deny;
+    let deny_at = child(at, "deny");
+    (
+        limits::enforce(limits, &child(at, "limits"), errors),
+        errors.value(&child(at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
+        self::allow(allow, &child(at, "allow"), deny_http, &child(&deny_at, "http"), errors),
+        Deny { fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors) },
+    )
 }
 
 fn mode(text: &str) -> Result<Mode, Broken> {
@@ -198,7 +219,8 @@ fn allow(
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether a text may name a tenant or a profile.
+pub(super) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }

@@ -150,6 +150,90 @@ fn requests_go_to_the_tenant_that_owns_the_route() {
 }
 
 #[test]
+fn a_tenant_starts_from_its_profile_and_the_defaults() {
+    let policy = parse(
+        r#"[defaults.limits]
+memory = "16 MiB"
+cpu = "40 ms"
+wall = "20 s"
+[defaults.allow.kv]
+[[defaults.allow.http]]
+hosts = ["https://default.example"]
+[[defaults.deny.http]]
+hosts = ["https://admin.example"]
+
+[profile.web]
+mode = "report"
+[profile.web.limits]
+cpu = "30 ms"
+wall = "10 s"
+[profile.web.allow.workers]
+count = 2
+[[profile.web.allow.http]]
+hosts = ["https://web.example"]
+
+[tenant.acme]
+script = "a.luau"
+extends = "web"
+mode = "enforce"
+[tenant.acme.limits]
+wall = "5 s"
+[tenant.acme.allow.workers]
+count = 3
+[[tenant.acme.allow.http]]
+hosts = ["https://acme.example", "https://admin.example"]
+
+[tenant.beta]
+script = "b.luau"
+extends = "web"
+
+[tenant.gamma]
+script = "c.luau"
+"#,
+    );
+    let shown = |name: &str| {
+        let Tenant { limits, mode, allow, .. } = &**policy.tenant(name).expect(name);
+        let rules: Vec<_> = allow.http.iter().map(|rule| rule.place.line).collect();
+        let workers = allow.workers.as_ref().map(|grant| (grant.count.get(), grant.place.line));
+        let (cpu, wall) = (limits.cpu.as_millis(), limits.wall.as_secs());
+        (limits.memory_bytes >> 20, cpu, wall, *mode, rules, workers, allow.kv.as_ref().map(|grant| grant.place.line))
+    };
+    assert_eq!(shown("acme"), (16, 30, 5, Mode::Enforce, vec![29, 18, 6], Some((3, 27)), Some(5)));
+    assert_eq!(shown("beta"), (16, 30, 10, Mode::Report, vec![18, 6], Some((2, 16)), Some(5)));
+    assert_eq!(shown("gamma"), (16, 40, 20, Mode::Enforce, vec![6], None, Some(5)));
+    let url = http::parse_target("https://admin.example/").expect("a URL");
+    let refusal = http::decide(&policy.tenant("acme").expect("there").allow.http, "GET", &url).expect_err("denied");
+    assert_eq!(refusal.reason, Reason::DeniedByRule, "no tenant gets round what the defaults deny");
+    assert_eq!(refusal.rule.map(|rule| rule.line), Some(8));
+}
+
+#[test]
+fn what_is_wrong_in_a_profile_is_said_once_and_where_it_stands() {
+    let found = errors(
+        "[profile.web.limits]\nmemory = \"1 MiB\"\n[[profile.web.allow.http]]\nhosts = [\"*\"]\n\
+         [tenant.a]\nscript = \"a.luau\"\nextends = \"web\"\n[tenant.b]\nscript = \"b.luau\"\nextends = \"web\"\n\
+         [tenant.c]\nscript = \"c.luau\"\nextends = \"wbe\"\n[profile.Bad]\n[profile.other]\nextends = \"web\"\n",
+    );
+    assert_eq!(
+        found,
+        [
+            "p.toml:2:10: profile.web.limits.memory = \"1 MiB\": at least 8 MiB, which the VM itself needs; write for example \"32 MiB\"",
+            "p.toml:4:10: profile.web.allow.http[0].hosts[0] = \"*\": a bare * allows every host; name the hosts; write for example \"https://api.example.com\"",
+            "p.toml:13:11: tenant.c.extends = \"wbe\": there is no such profile; the profiles are Bad, other, web",
+            "p.toml:14:10: profile.Bad: a profile's name is 1 to 63 of a-z, 0-9 and -; write for example [profile.web]",
+            "p.toml:16:1: profile.other.extends: unknown key; the keys here are limits, mode, allow, deny",
+        ]
+    );
+    let nothing = errors("[tenant.a]\nscript = \"a.luau\"\nextends = \"web\"\n");
+    assert_eq!(
+        nothing,
+        [
+            "p.toml:3:11: tenant.a.extends = \"web\": there is no such profile; write one, under [profile.NAME], or leave this out"
+        ]
+    );
+}
+
+#[test]
 fn an_empty_file_denies_everything() {
     let policy = parse("");
     assert!(policy.tenants.is_empty());
