@@ -12,6 +12,7 @@
 //! | [`egress`] | nothing is reached that the policy does not name, whatever a script, a name server or an upstream does |
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
+//! | [`drawings`] | what a person sees of a broken policy |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`preemption`] | kills at any moment, and what they leave |
@@ -31,6 +32,7 @@ mod concurrency;
 mod conformance;
 mod contexts;
 mod denials;
+mod drawings;
 mod egress;
 mod examples;
 mod host;

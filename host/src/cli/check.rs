@@ -22,7 +22,7 @@ pub struct Arguments {
     policy: PathBuf,
 }
 
-/// Checks. Exit code 1, and one line per problem on standard error, when something is wrong.
+/// Checks. Exit code 1, and each problem on standard error, when something is wrong.
 pub fn main(arguments: &Arguments) -> super::Result {
     let _guard = logging::start(logging::Format::Terse);
     let policy = load_policy(&arguments.policy)?;

@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 mod check;
+mod drawing;
 mod host;
 mod logging;
 mod policy;
@@ -8,10 +9,17 @@ mod policy_files;
 mod reload;
 mod run;
 
-use std::{env, error::Error, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    error::Error,
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
+use crate::policy::PolicyErrors;
 use policy_files::load_policy;
 
 /// Runs untrusted Luau scripts in a sandbox, each allowed only what its policy says.
@@ -53,7 +61,12 @@ pub fn main() -> ExitCode {
 }
 
 /// Prints an error and its causes to standard error.
-fn report(error: &dyn Error) {
+fn report(error: &(dyn Error + 'static)) {
+    if let Some(errors) = error.downcast_ref::<PolicyErrors>() {
+        let is_styled = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        eprintln!("{}", drawing::draw(errors, is_styled));
+        return;
+    }
     eprintln!("{error}");
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -30,8 +30,8 @@ pub struct PolicyError {
     pub place: Place,
     /// In characters, counted from 1.
     pub column: u32,
-    /// The place in the file, in bytes, for a snippet.
-    pub span: Range<usize>,
+    /// The line, for a drawing. Absent where it is too long to be drawn.
+    pub snippet: Option<Snippet>,
     /// The whole key, such as `tenant.acme.allow.http[0].hosts[1]`. Empty where the file is no TOML.
     pub key: String,
     /// The value as written, shortened. Absent where a key is missing.
@@ -40,6 +40,15 @@ pub struct PolicyError {
     pub rule: String,
     /// What to write instead.
     pub help: Option<String>,
+}
+
+/// A line of a policy file, and what of it an error is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snippet {
+    /// The line as written, without its end: it may hold control characters.
+    pub line: String,
+    /// In bytes of the line, between characters. What is on further lines is left out; may be empty.
+    pub span: Range<usize>,
 }
 
 /// A rule that a value breaks, before its place is known. Parsers of values return it.
@@ -85,7 +94,7 @@ impl fmt::Display for PolicyErrors {
 
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, column, span: _, key, value, rule, help } = self;
+        let Self { place, column, snippet: _, key, value, rule, help } = self;
         write!(f, "{place}:{column}: {key}")?;
         if let Some(value) = value {
             write!(f, " = {value}")?;
@@ -213,8 +222,9 @@ impl<'s> Errors<'s> {
             return;
         }
         let at = span.start;
-        let (place, column, span) = self.sources.find(&span);
-        self.found.push((at, PolicyError { place, column, span, key, value, rule, help }));
+        let (place, column) = self.sources.find(&span);
+        let snippet = self.sources.line(&span).map(|(line, span)| Snippet { line: line.to_owned(), span });
+        self.found.push((at, PolicyError { place, column, snippet, key, value, rule, help }));
     }
 }
 

@@ -59,7 +59,7 @@ mod tests;
 use std::{path::Path, sync::Arc};
 
 pub use changes::Changes;
-pub use error::{PolicyError, PolicyErrors};
+pub use error::{PolicyError, PolicyErrors, Snippet};
 pub use host::{Host, Preemption};
 pub use limits::{Limits, MAX_BODY_BYTES, Rate};
 pub use refusal::{Reason, Refusal};

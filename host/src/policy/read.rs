@@ -4,7 +4,10 @@
 //! keys: a key that is unknown, or whose value has another form than its table says, is reported and dropped.
 //! What is left always deserialises. On the way each span becomes one in all files together.
 
-use std::{collections::btree_map::Entry, ops::Range};
+use std::{
+    collections::{BTreeSet, btree_map::Entry},
+    ops::Range,
+};
 
 use toml::{
     Spanned,
@@ -88,12 +91,10 @@ fn parse<'s>(source: &'s Source, start: usize, errors: &mut Errors<'_>) -> Optio
         return Some(document.into_inner());
     }
     // Behind the first fault of a line the parser guesses, and its further faults mislead.
-    let mut last_line = 0;
+    let mut lines = BTreeSet::new();
     for fault in faults {
         let span = shift(fault.span().unwrap_or(0..0), start);
-        let line = errors.place(&span).line;
-        if line != last_line {
-            last_line = line;
+        if lines.insert(errors.place(&span).line) {
             errors.add_without_value("", span, Broken::new(format!("not TOML: {}", fault.message())));
         }
     }

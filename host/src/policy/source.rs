@@ -13,6 +13,9 @@ use std::{
 /// Longest policy file, in bytes.
 pub const MAX_FILE_BYTES: usize = 1024 * 1024;
 
+/// Longest line that is shown as it is, in bytes.
+const MAX_SHOWN_LINE_BYTES: usize = 1_000;
+
 /// A line of a policy file, shown as `policies/demo.toml:12`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
@@ -139,14 +142,27 @@ impl<'s> Sources<'s> {
         self.files.get(index).map(|file| (file.source, file.start))
     }
 
-    /// File, line and column, the latter in characters and both from 1, and the range within the file.
-    pub(super) fn find(&self, span: &Range<usize>) -> (Place, u32, Range<usize>) {
+    /// File, line and column, the latter in characters and both from 1.
+    pub(super) fn find(&self, span: &Range<usize>) -> (Place, u32) {
         let file = self.file(span);
-        let local = span.start - file.start..span.end.max(span.start) - file.start;
-        // The first line starts at 0, so there is always one at or before the offset.
-        let line = file.lines.partition_point(|start| *start <= local.start).max(1);
-        let before = file.source.text.get(file.lines[line - 1]..local.start).unwrap_or("");
-        (Place::new(Arc::clone(&file.source.file), count(line)), count(before.chars().count() + 1), local)
+        let (line, start) = file.line(span);
+        let before = file.source.text.get(start..span.start - file.start).unwrap_or("");
+        (Place::new(Arc::clone(&file.source.file), count(line)), count(before.chars().count() + 1))
+    }
+
+    /// The line that a span starts on, and what of the line the span covers. `None` for a line that is too long to
+    /// be shown.
+    pub(super) fn line(&self, span: &Range<usize>) -> Option<(&'s str, Range<usize>)> {
+        let file = self.file(span);
+        let (line, start) = file.line(span);
+        let end = file.lines.get(line).map_or(file.source.text.len(), |next| next - 1);
+        let text = file.source.text.get(start..end).filter(|text| text.len() <= MAX_SHOWN_LINE_BYTES)?;
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        // A span may begin at the end of the line before, and end on a further one.
+        let within = |offset: usize| offset.saturating_sub(file.start + start).min(text.len());
+        let covered = within(span.start)..within(span.end).max(within(span.start));
+        text.get(covered.clone())?;
+        Some((text, covered))
     }
 
     /// What stands there.
@@ -164,6 +180,16 @@ impl<'s> Sources<'s> {
         // The first file starts at 0.
         let index = self.files.partition_point(|file| file.start <= span.start).max(1);
         &self.files[index - 1]
+    }
+}
+
+impl File<'_> {
+    /// The line that a span starts on, from 1, and where that line starts in the file.
+    fn line(&self, span: &Range<usize>) -> (usize, usize) {
+        let offset = span.start - self.start;
+        // The first line starts at 0, so there is always one at or before the offset.
+        let line = self.lines.partition_point(|start| *start <= offset).max(1);
+        (line, self.lines[line - 1])
     }
 }
 
@@ -193,9 +219,11 @@ mod tests {
             (16, "sub/c.toml:2", 2),
             (99, "sub/c.toml:2", 1),
         ] {
-            let (found, found_column, _) = sources.find(&(offset..offset));
+            let (found, found_column) = sources.find(&(offset..offset));
             assert_eq!((found.to_string().as_str(), found_column), (place, column), "offset {offset}");
         }
+        assert_eq!(sources.line(&(3..12)), Some(("bé = 1", 1..7)));
+        assert_eq!(sources.line(&(13..13)), Some(("", 0..0)));
         assert_eq!(sources.text(&(15..16)), Some("x"));
         assert_eq!(sources.folder(&(15..16)), Path::new("sub"));
         assert_eq!(sources.folder(&(0..1)), Path::new(""));

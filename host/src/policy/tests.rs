@@ -1,6 +1,8 @@
 //! Whole policy files: the grammar, the exact text of every error, fixes that work, and files that are
 //! broken at random.
 
+mod spellings;
+
 use super::*;
 
 /// A file with every key.
