@@ -13,6 +13,9 @@ fn script(call: &str) -> String {
         "local ok, err = pcall(function() return {call} end)
         if ok then print('ok') return end
         assert(err.kind == 'denied', tostring(err))
+        assert(err.site == 'script.luau:1', err.site)
+        assert(err.rule == 'no rule' or string.match(err.rule, '^policy%.toml:%d+$'), err.rule)
+        assert(string.match(err.reason, '^[a-z_]+$'), err.reason)
         assert(#err.message > 0 and not string.find(tostring(err), '\\n'))
         print(err.capability)
         print(err.target)
@@ -36,6 +39,10 @@ fn each_refusals_fix_pasted_makes_the_call_work() {
     let origin = upstream.url("");
     let with_host = format!("[[tenant.a.allow.http]]\nhosts = [\"{origin}\"]\n");
     let other_method = format!("{with_host}addresses = [\"127.0.0.0/8\"]\nmethods = [\"POST\"]\n");
+    let other_path = format!("{with_host}addresses = [\"127.0.0.0/8\"]\npaths = [\"/y/*\"]\n");
+    let endpoint = format!("tcp://{}", upstream.address);
+    let connect = format!("require('std:net').connect('{endpoint}')");
+    let with_endpoint = format!("[[tenant.a.allow.net]]\nhosts = [\"{endpoint}\"]\n");
     let read_only = "[[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read\"\n";
     let cases = [
         (String::new(), "require('std:kv').set('k', 'v')".to_owned(), "kv"),
@@ -47,6 +54,9 @@ fn each_refusals_fix_pasted_makes_the_call_work() {
         (read_only.to_owned(), "require('std:fs').write('/data/x', 'y')".to_owned(), "fs"),
         (String::new(), format!("require('vnd:hyper').get('{url}')"), "http"),
         (with_host, format!("require('vnd:hyper').get('{url}')"), "http"),
+        (other_path, format!("require('vnd:hyper').get('{url}')"), "http"),
+        (String::new(), connect.clone(), "net"),
+        (with_endpoint, connect, "net"),
         (other_method, format!("require('vnd:hyper').get('{url}')"), "http"),
     ];
     for (grants, call, capability) in cases {
@@ -71,6 +81,29 @@ fn each_refusals_fix_pasted_makes_the_call_work() {
             assert!(fixes <= 2, "{call}: still refused after its fixes:\n{policy}\n{printed}");
         }
         assert!(fixes > 0, "{call} was never refused");
+    }
+}
+
+#[test]
+fn what_a_rule_denies_has_no_fix_and_names_the_rule() {
+    let folder = tempfile::tempdir().unwrap();
+    let grants = "[[tenant.a.allow.http]]\nhosts = [\"https://*.example.com\"]\n\
+        [[tenant.a.deny.http]]\nhosts = [\"https://api.example.com\"]\n\
+        [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:1\"]\n\
+        [[tenant.a.deny.net]]\nhosts = [\"tcp://db.example.com:1\"]\n\
+        [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read\"\n\
+        [[tenant.a.deny.fs]]\npath = \"/data/private\"\n";
+    for (call, rule) in [
+        ("require('vnd:hyper').get('https://api.example.com/x')", "policy.toml:9"),
+        ("require('std:net').connect('tcp://db.example.com:1')", "policy.toml:13"),
+        ("require('std:fs').read('/data/private/x')", "policy.toml:19"),
+    ] {
+        let script = format!(
+            "local _, err = pcall(function() return {call} end)\nprint(err.reason, err.rule, err.fix, err.site)"
+        );
+        fs::write(folder.path().join("script.luau"), script).unwrap();
+        let printed = run(folder.path(), &format!("{HEAD}{grants}"));
+        assert_eq!(printed, format!("denied_by_rule\t{rule}\tnil\tscript.luau:1\n"), "{call}");
     }
 }
 
