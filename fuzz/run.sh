@@ -17,7 +17,7 @@ command -v cargo-fuzz >/dev/null || {
 }
 for target in policy target; do
   mkdir -p "fuzz/corpus/$target"
-  seeds=fuzz/seeds/$target
+  seeds=fuzz/seeds/urls
   [ "$target" = policy ] && seeds=policies
   cargo fuzz run -s none "$target" "fuzz/corpus/$target" "$seeds" -- \
     -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1
