@@ -28,7 +28,7 @@ use ipnet::IpNet;
 use toml::Spanned;
 use url::{Host, Url};
 
-use self::index::Index;
+use self::index::{Index, OddPath, least};
 pub use super::target::{TargetError, parse_redirect, parse_target};
 use super::{
     Place,
@@ -119,7 +119,8 @@ impl Method {
 
 impl Rules {
     fn new(allow: Vec<Rule>, deny: Vec<Rule>) -> Self {
-        let (allow_index, deny_index) = (Index::new(&allow), Index::new(&deny));
+        let allow_index = Index::new(&allow, OddPath::FitsNone);
+        let deny_index = Index::new(&deny, OddPath::FitsAll);
         Self { allow, deny, allow_index, deny_index }
     }
 
@@ -181,7 +182,7 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
     let (mut first_match, mut is_open) = (None::<usize>, known.is_empty());
     let found = rules.allow_index.find(url, |index| {
         let Some(rule) = rules.get(index).filter(|rule| rule.allows_method(method)) else { return };
-        first_match = Some(first_match.map_or(index, |first| first.min(index)));
+        first_match = least(first_match, index);
         // `localhost` has two addresses; one that passes is enough to go on.
         is_open |= known.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
     });
@@ -209,16 +210,13 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
 
 /// The first rule that denies a call.
 fn denied_by(rules: &Rules, method: &str, url: &Url) -> Option<usize> {
-    let denies = |index: usize| rules.deny.get(index).is_some_and(|rule| rule.allows_method(method));
-    let mut first = None::<usize>;
-    let found = rules.deny_index.find(url, |index| {
-        if denies(index) {
-            first = Some(first.map_or(index, |first| first.min(index)));
+    let mut first = None;
+    rules.deny_index.find(url, |index| {
+        if rules.deny.get(index).is_some_and(|rule| rule.allows_method(method)) {
+            first = least(first, index);
         }
     });
-    // What can be read as a denied path is denied.
-    let odd = found.of_odd_path.filter(|index| denies(*index));
-    first.or(odd)
+    first
 }
 
 /// [`verdict`], with a refusal in words.
@@ -630,6 +628,7 @@ mod tests {
             rule(&["https://*.internal.example.com"], &[], None),
             with_paths(rule(&["https://api.example.com"], &[], None), &["/admin/*"]),
             with_paths(rule(&["https://*.example.com"], &[], Some(&["DELETE"])), &["/v1/*"]),
+            with_paths(rule(&["https://*.example.com"], &[], Some(&["PATCH"])), &["/v2/*"]),
             rule(&["http://127.0.0.1:9000"], &[], Some(&["POST"])),
         ];
         let rules = Rules::new(allow, deny);
@@ -645,6 +644,8 @@ mod tests {
             ("GET", "https://api.example.com/x;/../admin", false),
             ("GET", "https://www.example.com/x//admin", true),
             ("DELETE", "https://www.example.com/x//admin", false),
+            // Not the first of the rules with paths for this host, but one of them.
+            ("PATCH", "https://www.example.com/x//admin", false),
             ("DELETE", "https://www.example.com/v1/x", false),
             ("DELETE", "https://www.example.com/v2", true),
             ("GET", "https://a.internal.example.com/", false),

@@ -11,9 +11,20 @@ use url::{Host, Url};
 use super::{PathPattern, Rule};
 use crate::policy::{origin::OriginPattern, path::is_plain};
 
+/// What a path fits that servers may read in two ways.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum OddPath {
+    /// No pattern: for rules that allow.
+    #[default]
+    FitsNone,
+    /// Every pattern: for rules that deny.
+    FitsAll,
+}
+
 /// Rules by place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
+    odd_path: OddPath,
     /// By host, as a URL has it.
     exact: HashMap<Box<str>, Vec<Port>>,
     /// By what follows `*.`.
@@ -32,14 +43,14 @@ struct Port {
 #[derive(Debug, Clone, Default)]
 struct Paths {
     any: Vec<usize>,
+    /// All that have paths.
+    with_paths: Vec<usize>,
     exact: HashMap<Box<str>, Vec<usize>>,
     prefixes: HashMap<Box<str>, Vec<usize>>,
     /// Longest key of `prefixes`. A URL cannot make a look-up hash more than this for each of its segments.
     longest_prefix: usize,
     /// The first rule that names this place, whatever its paths.
     first: usize,
-    /// The first rule that has paths.
-    first_with_paths: Option<usize>,
 }
 
 /// What is known of the rules for a place once all of it was looked at.
@@ -49,13 +60,11 @@ pub(super) struct Found {
     pub of_origin: Option<usize>,
     /// The first of these whose paths fit too.
     pub of_path: Option<usize>,
-    /// The first of those with paths, where the path can be read in two ways.
-    pub of_odd_path: Option<usize>,
 }
 
 impl Index {
-    pub(super) fn new(rules: &[Rule]) -> Self {
-        let mut index = Self::default();
+    pub(super) fn new(rules: &[Rule], odd_path: OddPath) -> Self {
+        let mut index = Self { odd_path, ..Self::default() };
         for (number, rule) in rules.iter().enumerate() {
             for origin in &rule.origins {
                 index.add(origin, rule, number);
@@ -79,18 +88,22 @@ impl Index {
     /// Calls `each` for every rule whose origin and paths fit, in no order. A rule may come more than once.
     pub(super) fn find(&self, url: &Url, mut each: impl FnMut(usize)) -> Found {
         let (scheme, port) = (url.scheme(), url.port_or_known_default());
+        let (path, is_plain) = (url.path(), is_plain(url.path()));
         let mut found = Found::default();
         let mut look = |ports: Option<&Vec<Port>>| {
             let of_port = ports.into_iter().flatten().find(|known| known.scheme == scheme && Some(known.port) == port);
             let Some(Port { paths, .. }) = of_port else { return };
-            found.of_origin = least(found.of_origin, Some(paths.first));
-            if !is_plain(url.path()) {
-                found.of_odd_path = least(found.of_odd_path, paths.first_with_paths);
+            found.of_origin = least(found.of_origin, paths.first);
+            let mut fits = |number: &usize| {
+                found.of_path = least(found.of_path, *number);
+                each(*number);
+            };
+            paths.any.iter().for_each(&mut fits);
+            match (is_plain, self.odd_path) {
+                (true, _) => paths.find(path, fits),
+                (false, OddPath::FitsNone) => {}
+                (false, OddPath::FitsAll) => paths.with_paths.iter().for_each(fits),
             }
-            paths.find(url.path(), |number| {
-                found.of_path = least(found.of_path, Some(number));
-                each(number);
-            });
         };
         match url.host() {
             Some(Host::Domain(name)) => {
@@ -111,7 +124,7 @@ impl Index {
 impl Paths {
     fn add(&mut self, rule: &Rule, number: usize) {
         let Some(patterns) = &rule.paths else { return push(&mut self.any, number) };
-        self.first_with_paths = self.first_with_paths.or(Some(number));
+        push(&mut self.with_paths, number);
         for pattern in patterns {
             match pattern {
                 PathPattern::Exact(path) => push(self.exact.entry(path.as_str().into()).or_default(), number),
@@ -123,16 +136,12 @@ impl Paths {
         }
     }
 
-    fn find(&self, path: &str, mut each: impl FnMut(usize)) {
-        self.any.iter().for_each(|number| each(*number));
-        // A path that two servers may read differently fits no pattern.
-        if self.first_with_paths.is_none() || !is_plain(path) {
-            return;
-        }
-        self.exact.get(path).into_iter().flatten().for_each(|number| each(*number));
+    /// Calls `each` for every rule with a pattern that a plain path fits.
+    fn find(&self, path: &str, mut each: impl FnMut(&usize)) {
+        self.exact.get(path).into_iter().flatten().for_each(&mut each);
         let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
         for end in ends.chain([path.len()]).take_while(|end| *end <= self.longest_prefix) {
-            self.prefixes.get(&path[..end]).into_iter().flatten().for_each(|number| each(*number));
+            self.prefixes.get(&path[..end]).into_iter().flatten().for_each(&mut each);
         }
     }
 }
@@ -144,9 +153,7 @@ fn push(numbers: &mut Vec<usize>, number: usize) {
     }
 }
 
-fn least(one: Option<usize>, other: Option<usize>) -> Option<usize> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
-    }
+/// The lesser of what was found so far, if anything was, and another.
+pub(super) fn least(so_far: Option<usize>, other: usize) -> Option<usize> {
+    Some(so_far.map_or(other, |least| least.min(other)))
 }
