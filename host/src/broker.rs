@@ -29,7 +29,7 @@ use self::{account::Counts, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
-    policy::{self, Limits, Mode, Place, Refusal, Tenant},
+    policy::{self, Limits, Mode, Place, Refusal, Tenant, target::TargetError},
 };
 
 /// Decides for all tenants.
@@ -264,6 +264,14 @@ impl Caller {
                 Ok(Basis { rule: None, reported: Some(Box::new(refusal.with_fix(&self.tenant))) })
             }
             Err(refusal) => Err(self.refuse(refusal)),
+        }
+    }
+
+    /// What a target comes to that is none, or not in its one spelling. `module` names it in messages.
+    fn refuse_target(&self, module: &str, error: TargetError) -> Refused {
+        match error {
+            TargetError::Invalid(message) => Refused::Invalid(OperationError::invalid(format!("{module}: {message}"))),
+            TargetError::Denied(refusal) => self.refuse(refusal),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use url::{Host, Url};
 
-use crate::policy::{Mode, Tenant, http, net};
+use crate::policy::{Mode, Tenant, address, http, net};
 
 /// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Destination {
         let (allow, address_ip) = (&self.tenant.allow, address.ip());
         let (allowed, is_open) = match &self.endpoint.rules {
             Rules::Http(rules) => {
-                (http::allows_address(&allow.http, rules, address_ip), http::is_open_to_rules(address_ip))
+                (http::allows_address(&allow.http, rules, address_ip), address::is_open_to_rules(address_ip))
             }
             Rules::Net(rules) => {
                 (net::allows_address(&allow.net, rules, address_ip), net::is_open_to_rules(address_ip))

@@ -6,11 +6,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{ErrorKind, OperationError, http::Operation};
 use url::Url;
 
-use super::{Basis, Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
+use super::{Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
-        http::{self as policy, TargetError, parse_redirect, parse_target},
+        http::{self as policy, parse_redirect, parse_target},
         shown_bytes,
     },
 };
@@ -146,7 +146,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
         .ok()
         .filter(|method| method != Method::CONNECT)
         .ok_or_else(|| Refused::Invalid(OperationError::invalid(format!("hyper: no such method: {method:?}"))))?;
-    let url = parse_target(&url).map_err(|error| refused_target(caller, error))?;
+    let url = parse_target(&url).map_err(|error| caller.refuse_target("hyper", error))?;
     let headers = checked_headers(headers)?;
     let body = body.map(|body| bytes::Bytes::from(body.into_vec()));
     let timeouts = Timeouts::from(timeouts);
@@ -204,7 +204,7 @@ impl Broker {
     ) -> Result<Permit, OperationError> {
         let caller = &from.caller;
         let method = request.method.clone();
-        let url = parse_redirect(&from.url, location).map_err(|error| refused_target(caller, error));
+        let url = parse_redirect(&from.url, location).map_err(|error| caller.refuse_target("hyper", error));
         let subject = match &url {
             Ok(url) => Subject::request(method.as_str(), url, None),
             Err(_) => Subject::redirect(method.as_str(), location),
@@ -214,12 +214,10 @@ impl Broker {
         self.audit(caller, &subject, decided)
     }
 
-    /// Records that a request could not be sent, because [`Destination::permit`] refused its
-    /// address.
-    /// Gives what the script gets.
+    /// Records that a request could not be sent, because [`Destination::permit`] refused its address. Gives what the script gets.
     pub fn refuse_address(&self, permit: &Permit, address: IpAddr) -> OperationError {
         let Permit { caller, url, request, .. } = permit;
-        let decided = judge_address(permit, address).map(|basis| ((), basis));
+        let decided = judge_address(permit, address);
         let subject = Subject::request(request.method.as_str(), url, Some(address));
         match self.audit(caller, &subject, decided) {
             Err(error) => error,
@@ -231,23 +229,16 @@ impl Broker {
     /// Records the address that a request was connected to. It was permitted before it was dialled.
     pub fn record_address(&self, permit: &Permit, address: IpAddr) {
         let subject = Subject::request(permit.request.method.as_str(), &permit.url, Some(address));
-        let decided = judge_address(permit, address).map(|basis| ((), basis));
-        let _ = self.audit(&permit.caller, &subject, decided);
+        let _ = self.audit(&permit.caller, &subject, judge_address(permit, address));
     }
 }
 
-fn judge_address(permit: &Permit, address: IpAddr) -> Result<Basis, Refused> {
+fn judge_address(permit: &Permit, address: IpAddr) -> Decided<()> {
     let Permit { caller, rules: matched, url, request } = permit;
     let rules = &caller.tenant.allow.http;
     let decided = policy::check_address(rules, matched, request.method.as_str(), url, address);
-    caller.basis(decided.map(|()| policy::place_at(rules, matched, &[address])))
-}
-
-fn refused_target(caller: &Caller, error: TargetError) -> Refused {
-    match error {
-        TargetError::Invalid(message) => Refused::Invalid(OperationError::invalid(format!("hyper: {message}"))),
-        TargetError::Denied(refusal) => caller.refuse(refusal),
-    }
+    let basis = caller.basis(decided.map(|()| policy::place_at(rules, matched, &[address])))?;
+    Ok(((), basis))
 }
 
 fn checked_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, Refused> {

@@ -16,7 +16,6 @@ use super::{
 use crate::policy::{
     Tenant,
     net::{self as policy, Scheme, Target},
-    target::TargetError,
 };
 
 /// Leave for one operation.
@@ -122,10 +121,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
 }
 
 fn open(caller: &Arc<Caller>, kind: Kind, target: &str, timeout_ms: Option<u64>) -> Decided<Open> {
-    let target = Target::parse(target).map_err(|error| match error {
-        TargetError::Invalid(message) => Refused::Invalid(OperationError::invalid(format!("net: {message}"))),
-        TargetError::Denied(refusal) => caller.refuse(refusal),
-    })?;
+    let target = Target::parse(target).map_err(|error| caller.refuse_target("net", error))?;
     let fits = match kind {
         Kind::Connection => target.scheme != Scheme::Udp,
         Kind::Socket => target.scheme == Scheme::Udp,
@@ -170,7 +166,7 @@ impl Broker {
     /// Records that a connection could not be opened, because [`Destination::permit`] refused its address.
     /// Gives what the script gets.
     pub fn refuse_peer(&self, open: &Open, address: IpAddr) -> OperationError {
-        let decided = judge_address(open, address).map(|basis| ((), basis));
+        let decided = judge_address(open, address);
         let target = &open.target;
         match self.audit(&open.caller, &Subject::connection(target, Some(address)), decided) {
             Err(error) => error,
@@ -181,12 +177,12 @@ impl Broker {
 
     /// Records the address that a connection was opened to. It was permitted before it was dialled.
     pub fn record_peer(&self, open: &Open, address: IpAddr) {
-        let decided = judge_address(open, address).map(|basis| ((), basis));
-        let _ = self.audit(&open.caller, &Subject::connection(&open.target, Some(address)), decided);
+        let subject = Subject::connection(&open.target, Some(address));
+        let _ = self.audit(&open.caller, &subject, judge_address(open, address));
     }
 }
 
-fn judge_address(open: &Open, address: IpAddr) -> Result<Basis, Refused> {
+fn judge_address(open: &Open, address: IpAddr) -> Decided<()> {
     let Open { caller, rules, target, .. } = open;
     let allow = &caller.tenant.allow.net;
     let decided = if policy::allows_address(allow, rules, address) {
@@ -194,5 +190,5 @@ fn judge_address(open: &Open, address: IpAddr) -> Result<Basis, Refused> {
     } else {
         Err(policy::refuse_address(allow, rules, target, address))
     };
-    caller.basis(decided)
+    Ok(((), caller.basis(decided)?))
 }

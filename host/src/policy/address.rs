@@ -34,9 +34,16 @@
 //! address that carries an IPv4 one is special itself, and must pass twice: the rule names it, and the
 //! address inside is public or named as well. If the one inside never passes, neither does the other.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Deref,
+    str::FromStr,
+};
 
 use ipnet::IpNet;
+use url::Host;
+
+use super::{error::Broken, refusal::Reason};
 
 /// What the tables say of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +189,94 @@ fn carried(address: IpAddr) -> [Option<Ipv4Addr>; 2] {
         [0x2001, 0, server_high, server_low, _, _, high, low] => [join(!high, !low), join(server_high, server_low)],
         _ => [None, None],
     }
+}
+
+/// Why an address is refused, and what it is.
+pub(super) fn reason(address: IpAddr) -> (Reason, &'static str) {
+    match classify(address) {
+        Class::Never(what) => (Reason::AddressNeverAllowed, what),
+        Class::Special(what) => (Reason::AddressNotAllowed, what),
+        // Only without any rule: then nothing passes.
+        Class::Public => (Reason::AddressNotAllowed, "public"),
+    }
+}
+
+/// Whether a rule could let an address pass.
+pub fn is_open_to_rules(address: IpAddr) -> bool {
+    !matches!(classify(address), Class::Never(_))
+}
+
+/// The addresses of a host, where it needs no resolver to know them: at most two.
+pub(super) struct KnownAddresses {
+    addresses: [IpAddr; 2],
+    count: usize,
+}
+
+impl Deref for KnownAddresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        &self.addresses[..self.count]
+    }
+}
+
+/// The addresses of a host that needs no resolving, in their canonical form.
+pub(super) fn known(host: Option<Host<&str>>) -> KnownAddresses {
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let one = |address: IpAddr| KnownAddresses { addresses: [address, address], count: 1 };
+    match host {
+        Some(Host::Ipv4(address)) => one(address.into()),
+        Some(Host::Ipv6(address)) => one(IpAddr::from(address).to_canonical()),
+        // Every name below `localhost` is loopback by definition (RFC 6761).
+        Some(Host::Domain(name)) if name == "localhost" || name.ends_with(".localhost") => {
+            KnownAddresses { addresses: loopback, count: 2 }
+        }
+        _ => KnownAddresses { addresses: loopback, count: 0 },
+    }
+}
+
+/// The networks that a rule names to let an address pass: none for a public one, else itself, and a
+/// special one that it carries.
+pub(super) fn networks(address: IpAddr) -> Vec<String> {
+    let address = address.to_canonical();
+    let special = |address: &IpAddr| classify(*address) != Class::Public;
+    let both = [Some(address), inside(address)].into_iter().flatten();
+    both.filter(special).map(|address| IpNet::from(address).to_string()).collect()
+}
+
+/// A network as a rule names it.
+///
+/// # Errors
+/// The rule that the text breaks, with an example.
+pub(super) fn parse_network(text: &str) -> Result<IpNet, Broken> {
+    let example = "\"127.0.0.0/8\"";
+    let Ok(network) = IpNet::from_str(text) else {
+        return Err(match IpAddr::from_str(text) {
+            Ok(address) => {
+                Broken::new("a network has a prefix length").write(format_args!("\"{}\"", IpNet::from(address)))
+            }
+            Err(_) => Broken::new("not a network").write(example),
+        });
+    };
+    if network.addr().to_canonical() != network.addr() {
+        return Err(Broken::new("IPv4-mapped addresses are judged as IPv4; write the IPv4 network").write(example));
+    }
+    if network.to_string() != text {
+        return Err(Broken::new("a network has one spelling").write(format_args!("\"{}\"", network.trunc())));
+    }
+    if network.trunc() != network {
+        let rule = "bits are set behind the prefix";
+        return Err(Broken::new(rule).write(format_args!(
+            "\"{}\" or \"{}\"",
+            network.trunc(),
+            IpNet::from(network.addr())
+        )));
+    }
+    // A network may hold such addresses; naming nothing else can only be meant to reach them.
+    if matches!((classify(network.network()), classify(network.broadcast())), (Class::Never(_), Class::Never(_))) {
+        return Err(Broken::new("link-local and metadata addresses are refused, also when named").help("leave it out"));
+    }
+    Ok(network)
 }
 
 #[cfg(test)]
@@ -335,6 +430,42 @@ mod tests {
         for text in ["64:ff9b::808:808", "2002:808:808::1", "2001:0:4136:e378:8000:63bf:f7f7:f7f7"] {
             assert!(!allowed(&[], text), "{text}");
             assert!(allowed(&["::/0"], text), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_have_one_spelling() {
+        for text in ["127.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "::/0", "::1/128", "fc00::/7", "192.168.0.0/16"] {
+            assert!(parse_network(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "*",
+            "127.0.0.1",
+            "::1",
+            "127.0.0.1/8",
+            "127.0.0.0/33",
+            "127.0.0.0/-1",
+            "127.0.0.0/08",
+            "127.0.0.0 /8",
+            " 127.0.0.0/8",
+            "127/8",
+            "0x7f.0.0.0/8",
+            "::ffff:127.0.0.0/104",
+            "0:0::1/128",
+            "FC00::/7",
+            "localhost",
+            "127.0.0.0/255.0.0.0",
+            "169.254.0.0/16",
+            "169.254.169.254/32",
+            "fe80::/10",
+            "fe80::/64",
+            "100.100.100.200/32",
+            "fd00:ec2::254/128",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+        ] {
+            assert!(parse_network(text).is_err(), "{text:?}");
         }
     }
 }

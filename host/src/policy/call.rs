@@ -10,7 +10,7 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
-    Place, Reason, Refusal, Tenant, detach, fs, http,
+    Place, Reason, Refusal, Tenant, address, detach, fs, http,
     http::{TargetError, parse_target},
     kv,
     net::{self, Target},
@@ -171,30 +171,23 @@ impl Call {
 fn judge_http(tenant: &Tenant, method: &str, url: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
     let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
     let rules = &tenant.allow.http;
-    let url = parse_target(url).map_err(|error| match error {
-        TargetError::Invalid(message) => NotAllowed::Invalid(message),
-        TargetError::Denied(refusal) => refused(refusal),
-    })?;
+    let url = parse_target(url).map_err(|error| NotAllowed::target(tenant, error))?;
     let matched = http::decide(rules, method, &url).map_err(refused)?;
-    let known: Vec<IpAddr> =
-        address.map_or_else(|| http::known_addresses(url.host()).to_vec(), |address| vec![address]);
+    let known = address.map_or_else(|| address::known(url.host()).to_vec(), |address| vec![address]);
     if let Some(address) = address {
         http::check_address(rules, &matched, method, &url, address).map_err(refused)?;
     }
-    let rule = http::rule(rules, &matched, &known).ok_or_else(|| {
+    let rule = http::place_at(rules, &matched, &known).ok_or_else(|| {
         // The decision before allowed it, so there is a rule.
         NotAllowed::Refused(Refusal::new(http::CAPABILITY, url.as_str(), Reason::NotGranted))
     })?;
-    Ok(Allowed { rule: rule.place.clone(), is_address_open: known.is_empty() })
+    Ok(Allowed { rule, is_address_open: known.is_empty() })
 }
 
 fn judge_net(tenant: &Tenant, target: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
     let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
     let rules = &tenant.allow.net;
-    let target = Target::parse(target).map_err(|error| match error {
-        TargetError::Invalid(message) => NotAllowed::Invalid(message),
-        TargetError::Denied(refusal) => refused(refusal),
-    })?;
+    let target = Target::parse(target).map_err(|error| NotAllowed::target(tenant, error))?;
     let matched = net::decide(rules, &tenant.deny.net, &target).map_err(refused)?;
     let known = address.map_or_else(|| target.known_addresses(), |address| vec![address]);
     if let Some(address) = address.filter(|address| !net::allows_address(rules, &matched, *address)) {
@@ -255,6 +248,13 @@ impl FileAction {
 // === impl NotAllowed ===
 
 impl NotAllowed {
+    fn target(tenant: &Tenant, error: TargetError) -> Self {
+        match error {
+            TargetError::Invalid(message) => Self::Invalid(message),
+            TargetError::Denied(refusal) => Self::Refused(refusal.with_fix(tenant)),
+        }
+    }
+
     /// The label, as in a record.
     pub fn label(&self) -> &'static str {
         match self {

@@ -17,22 +17,16 @@
 
 mod index;
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    ops::{Deref, Range},
-    str::FromStr,
-};
+use std::{fmt, net::IpAddr, ops::Range};
 
 use ipnet::IpNet;
 use toml::Spanned;
-use url::{Host, Url};
+use url::Url;
 
 use self::index::{Index, OddPath, least};
 pub use super::target::{TargetError, parse_redirect, parse_target};
 use super::{
-    Place,
-    address::{self, Class},
+    Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
     origin::OriginPattern,
@@ -178,7 +172,7 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
     if let Some(index) = denied_by(rules, method, url) {
         return refuse(Reason::DeniedByRule, Nearest::Deny(index));
     }
-    let known = known_addresses(url.host());
+    let known = address::known(url.host());
     let (mut first_match, mut is_open) = (None::<usize>, known.is_empty());
     let found = rules.allow_index.find(url, |index| {
         let Some(rule) = rules.get(index).filter(|rule| rule.allows_method(method)) else { return };
@@ -195,7 +189,7 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
         };
     };
     if let Some(address) = known.first().filter(|_| !is_open) {
-        return refuse(address_reason(*address).0, Nearest::Allow(first_match, Some(*address)));
+        return refuse(address::reason(*address).0, Nearest::Allow(first_match, Some(*address)));
     }
     let mut matched = Vec::new();
     rules.allow_index.find(url, |index| {
@@ -238,26 +232,16 @@ pub fn allows_address(rules: &Rules, matched: &HttpMatch, address: IpAddr) -> bo
     matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
 }
 
-/// The first of the matched rules that lets one of these addresses pass; without addresses the first of all.
-pub(super) fn rule<'a>(rules: &'a Rules, matched: &HttpMatch, addresses: &[IpAddr]) -> Option<&'a Rule> {
-    let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
-    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
-    matched.find(|rule| addresses.is_empty() || passes(rule))
-}
-
 /// Where the rule stands that allows a call, as far as its address is known.
 pub fn place(rules: &Rules, matched: &HttpMatch, url: &Url) -> Option<Place> {
-    place_at(rules, matched, &known_addresses(url.host()))
+    place_at(rules, matched, &address::known(url.host()))
 }
 
-/// Where the rule stands that allows a call to one of these addresses.
+/// Where the first of the matched rules stands that lets one of these addresses pass; without addresses the first of all.
 pub fn place_at(rules: &Rules, matched: &HttpMatch, addresses: &[IpAddr]) -> Option<Place> {
-    rule(rules, matched, addresses).map(|rule| rule.place.clone())
-}
-
-/// Whether a rule could let an address pass.
-pub fn is_open_to_rules(address: IpAddr) -> bool {
-    !matches!(address::classify(address.to_canonical()), Class::Never(_))
+    let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
+    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+    matched.find(|rule| addresses.is_empty() || passes(rule)).map(|rule| rule.place.clone())
 }
 
 /// [`allows_address`], with a refusal that says why not.
@@ -275,17 +259,7 @@ pub fn check_address(
         return Ok(());
     }
     let nearest = matched.rules.first().map_or(Nearest::None, |first| Nearest::Allow(*first, Some(address)));
-    Err(Call { rules, method, url }.explain(Verdict { reason: address_reason(address).0, nearest }))
-}
-
-/// Why an address is refused, and what it is.
-fn address_reason(address: IpAddr) -> (Reason, &'static str) {
-    match address::classify(address) {
-        Class::Never(what) => (Reason::AddressNeverAllowed, what),
-        Class::Special(what) => (Reason::AddressNotAllowed, what),
-        // Only without any rule: then nothing passes.
-        Class::Public => (Reason::AddressNotAllowed, "public"),
-    }
+    Err(Call { rules, method, url }.explain(Verdict { reason: address::reason(address).0, nearest }))
 }
 
 /// A call, for the words of its refusal.
@@ -315,7 +289,7 @@ impl Call<'_> {
                 let address = address.map(|address| address.to_canonical());
                 let refusal = match address {
                     Some(address) => {
-                        let what = address_reason(address).1;
+                        let what = address::reason(address).1;
                         refusal.operator_note(format!("the address is {address}, {what}"))
                     }
                     None => refusal,
@@ -333,18 +307,18 @@ impl Call<'_> {
 
     /// Adds what would allow the call, unless nothing would.
     fn with_remedy(&self, refusal: Refusal, resolved: Option<IpAddr>) -> Refusal {
-        let known = known_addresses(self.url.host());
+        let known = address::known(self.url.host());
         // A script may be told an address that stands in its own URL, and no other.
         let addresses_are_known = resolved.is_none_or(|address| known.contains(&address));
         let addresses: Vec<IpAddr> = if addresses_are_known { known.to_vec() } else { resolved.into_iter().collect() };
-        if addresses.iter().any(|address| matches!(address::classify(*address), Class::Never(_))) {
+        if addresses.iter().any(|address| !address::is_open_to_rules(*address)) {
             return refusal;
         }
         refusal.remedy(Remedy::Http {
             origin: self.url.origin().ascii_serialization(),
             method: self.method.to_owned(),
             path: Some(self.url.path()).filter(|path| PathPattern::parse(path).is_ok()).map(str::to_owned),
-            addresses: addresses.into_iter().flat_map(networks).collect(),
+            addresses: addresses.into_iter().flat_map(address::networks).collect(),
             addresses_are_known,
         })
     }
@@ -354,44 +328,6 @@ impl Rule {
     fn allows_method(&self, method: &str) -> bool {
         self.methods.as_ref().is_none_or(|methods| methods.iter().any(|known| known.as_str() == method))
     }
-}
-
-/// The addresses of a host, where it needs no resolver to know them: at most two.
-pub(super) struct KnownAddresses {
-    addresses: [IpAddr; 2],
-    count: usize,
-}
-
-impl Deref for KnownAddresses {
-    type Target = [IpAddr];
-
-    fn deref(&self) -> &[IpAddr] {
-        &self.addresses[..self.count]
-    }
-}
-
-/// The addresses of a host that needs no resolving, in their canonical form.
-pub(super) fn known_addresses(host: Option<Host<&str>>) -> KnownAddresses {
-    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    let one = |address: IpAddr| KnownAddresses { addresses: [address, address], count: 1 };
-    match host {
-        Some(Host::Ipv4(address)) => one(address.into()),
-        Some(Host::Ipv6(address)) => one(IpAddr::from(address).to_canonical()),
-        // Every name below `localhost` is loopback by definition (RFC 6761).
-        Some(Host::Domain(name)) if name == "localhost" || name.ends_with(".localhost") => {
-            KnownAddresses { addresses: loopback, count: 2 }
-        }
-        _ => KnownAddresses { addresses: loopback, count: 0 },
-    }
-}
-
-/// The networks that a rule names to let an address pass: none for a public one, else itself, and a
-/// special one that it carries.
-pub(super) fn networks(address: IpAddr) -> Vec<String> {
-    let address = address.to_canonical();
-    let special = |address: &IpAddr| address::classify(*address) != Class::Public;
-    let both = [Some(address), address::inside(address)].into_iter().flatten();
-    both.filter(special).map(|address| IpNet::from(address).to_string()).collect()
 }
 
 fn is_method(text: &str) -> bool {
@@ -412,7 +348,7 @@ pub(super) fn enforce(
     let allow = allow.into_iter().enumerate().map(|(index, rule)| {
         let (at, span) = (format!("{allow_at}[{index}]"), rule.span());
         let HttpToml { hosts, addresses, methods, paths } = rule.into_inner();
-        let addresses = errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), network);
+        let addresses = errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), address::parse_network);
         let rule = self::written_rule(&at, span, [hosts, methods, paths], "allows", errors);
         Rule { addresses, ..rule }
     });
@@ -459,40 +395,6 @@ fn written_rule(
     }
 }
 
-pub(super) fn network(text: &str) -> Result<IpNet, Broken> {
-    let example = "\"127.0.0.0/8\"";
-    let Ok(network) = IpNet::from_str(text) else {
-        return Err(match IpAddr::from_str(text) {
-            Ok(address) => {
-                Broken::new("a network has a prefix length").write(format_args!("\"{}\"", IpNet::from(address)))
-            }
-            Err(_) => Broken::new("not a network").write(example),
-        });
-    };
-    if network.addr().to_canonical() != network.addr() {
-        return Err(Broken::new("IPv4-mapped addresses are judged as IPv4; write the IPv4 network").write(example));
-    }
-    if network.to_string() != text {
-        return Err(Broken::new("a network has one spelling").write(format_args!("\"{}\"", network.trunc())));
-    }
-    if network.trunc() != network {
-        let rule = "bits are set behind the prefix";
-        return Err(Broken::new(rule).write(format_args!(
-            "\"{}\" or \"{}\"",
-            network.trunc(),
-            IpNet::from(network.addr())
-        )));
-    }
-    // A network may hold such addresses; naming nothing else can only be meant to reach them.
-    if matches!(
-        (address::classify(network.network()), address::classify(network.broadcast())),
-        (Class::Never(_), Class::Never(_))
-    ) {
-        return Err(Broken::new("link-local and metadata addresses are refused, also when named").help("leave it out"));
-    }
-    Ok(network)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -500,7 +402,7 @@ mod tests {
     fn rule(origins: &[&str], addresses: &[&str], methods: Option<&[&str]>) -> Rule {
         Rule {
             origins: origins.iter().map(|text| OriginPattern::parse(text).expect(text)).collect(),
-            addresses: addresses.iter().map(|text| network(text).expect(text)).collect(),
+            addresses: addresses.iter().map(|text| address::parse_network(text).expect(text)).collect(),
             methods: methods.map(|methods| methods.iter().map(|text| Method::parse(text).expect(text)).collect()),
             paths: None,
             place: Place::new(std::path::Path::new("p.toml"), 1),
@@ -771,42 +673,6 @@ mod tests {
     fn a_query_is_not_repeated() {
         let refusal = decide(&rules(), "GET", &url("https://other.example/x?token=secret#y")).expect_err("not granted");
         assert_eq!(refusal.target, "GET https://other.example/x");
-    }
-
-    #[test]
-    fn networks_have_one_spelling() {
-        for text in ["127.0.0.0/8", "10.1.2.3/32", "0.0.0.0/0", "::/0", "::1/128", "fc00::/7", "192.168.0.0/16"] {
-            assert!(network(text).is_ok(), "{text}");
-        }
-        for text in [
-            "",
-            "*",
-            "127.0.0.1",
-            "::1",
-            "127.0.0.1/8",
-            "127.0.0.0/33",
-            "127.0.0.0/-1",
-            "127.0.0.0/08",
-            "127.0.0.0 /8",
-            " 127.0.0.0/8",
-            "127/8",
-            "0x7f.0.0.0/8",
-            "::ffff:127.0.0.0/104",
-            "0:0::1/128",
-            "FC00::/7",
-            "localhost",
-            "127.0.0.0/255.0.0.0",
-            "169.254.0.0/16",
-            "169.254.169.254/32",
-            "fe80::/10",
-            "fe80::/64",
-            "100.100.100.200/32",
-            "fd00:ec2::254/128",
-            "10.0.0.0/33",
-            "10.0.0.0/",
-        ] {
-            assert!(network(text).is_err(), "{text:?}");
-        }
     }
 
     #[test]

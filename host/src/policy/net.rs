@@ -18,11 +18,9 @@ use toml::Spanned;
 use url::Host;
 
 use super::{
-    Place,
-    address::{self, Class},
+    Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
-    http::{known_addresses, network, networks},
     origin::{HostFault, HostPattern, canonical_host, split_port},
     raw::{DenyNetToml, NetToml, Text},
     refusal::{Reason, Refusal},
@@ -159,7 +157,7 @@ impl Target {
 
     /// The addresses of a host that needs no resolver.
     pub(super) fn known_addresses(&self) -> Vec<IpAddr> {
-        known_addresses(Some(self.borrowed_host())).to_vec()
+        address::known(Some(self.borrowed_host())).to_vec()
     }
 
     fn borrowed_host(&self) -> Host<&str> {
@@ -234,7 +232,7 @@ pub fn decide(rules: &[Rule], denies: &[Deny], target: &Target) -> Result<NetMat
         return Err(call.with_remedy(call.refuse(reason), None));
     }
     let matched = NetMatch { rules: matched };
-    let known = known_addresses(Some(target.borrowed_host()));
+    let known = address::known(Some(target.borrowed_host()));
     // `localhost` has two addresses; one that passes is enough to go on.
     match known.first() {
         Some(first) if !known.iter().any(|address| allows_address(rules, &matched, *address)) => {
@@ -265,7 +263,7 @@ pub fn place(rules: &[Rule], matched: &NetMatch, addresses: &[IpAddr]) -> Option
 
 /// Whether a rule could let an address pass.
 pub fn is_open_to_rules(address: IpAddr) -> bool {
-    !reaches_many(address) && !matches!(address::classify(address.to_canonical()), Class::Never(_))
+    !reaches_many(address) && address::is_open_to_rules(address)
 }
 
 fn reaches_many(address: IpAddr) -> bool {
@@ -286,12 +284,10 @@ impl Call<'_> {
 
     fn refuse_address(&self, matched: &NetMatch, address: IpAddr) -> Refusal {
         let address = address.to_canonical();
-        let (reason, what) = match address::classify(address) {
-            _ if reaches_many(address) => (Reason::AddressNeverAllowed, "one that reaches many"),
-            Class::Never(what) => (Reason::AddressNeverAllowed, what),
-            Class::Special(what) => (Reason::AddressNotAllowed, what),
-            // Only without any rule: then nothing passes.
-            Class::Public => (Reason::AddressNotAllowed, "public"),
+        let (reason, what) = if reaches_many(address) {
+            (Reason::AddressNeverAllowed, "one that reaches many")
+        } else {
+            address::reason(address)
         };
         let refusal = self.refuse(reason).operator_note(format!("the address is {address}, {what}"));
         let refusal = match matched.rules.first().and_then(|first| self.rules.get(*first)) {
@@ -303,17 +299,16 @@ impl Call<'_> {
 
     /// Adds what would allow the call, unless nothing would.
     fn with_remedy(&self, refusal: Refusal, resolved: Option<IpAddr>) -> Refusal {
-        let known = known_addresses(Some(self.target.borrowed_host()));
+        let known = address::known(Some(self.target.borrowed_host()));
         // A script may be told an address that stands in its own target, and no other.
         let addresses_are_known = resolved.is_none_or(|address| known.contains(&address));
         let addresses: Vec<IpAddr> = if addresses_are_known { known.to_vec() } else { resolved.into_iter().collect() };
-        let never = |address: &IpAddr| reaches_many(*address) || matches!(address::classify(*address), Class::Never(_));
-        if addresses.iter().any(never) {
+        if addresses.iter().any(|address| !is_open_to_rules(*address)) {
             return refusal;
         }
         refusal.remedy(Remedy::Net {
             endpoint: self.target.to_string(),
-            addresses: addresses.into_iter().flat_map(networks).collect(),
+            addresses: addresses.into_iter().flat_map(address::networks).collect(),
             addresses_are_known,
         })
     }
@@ -328,7 +323,7 @@ pub(super) fn enforce(raw: Vec<Spanned<NetToml>>, at: &str, errors: &mut Errors<
         let NetToml { hosts, addresses } = rule.into_inner();
         rules.push(Rule {
             endpoints: endpoints(hosts, &at, &span, errors),
-            addresses: errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), network),
+            addresses: errors.list(&child(&at, "addresses"), &addresses.unwrap_or_default(), address::parse_network),
             place: errors.place(&span),
         });
     }

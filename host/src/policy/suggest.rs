@@ -7,11 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    net::IpAddr,
 };
 
 use super::{
-    address::{self, Class},
+    address,
     call::{Call, NotAllowed},
     fix::{Remedy, new_dir, quoted},
     fs::Access,
@@ -83,13 +82,12 @@ impl Suggestion {
         let wanted = self.tenants.entry(tenant.name.clone()).or_default();
         let (address, known) = match call {
             Call::Http { address, url, .. } => {
-                (*address, http::parse_target(url).map(|url| http::known_addresses(url.host()).to_vec()))
+                (*address, http::parse_target(url).map(|url| address::known(url.host()).to_vec()))
             }
             Call::Net { target, address } => (*address, Target::parse(target).map(|target| target.known_addresses())),
             _ => (None, Ok(Vec::new())),
         };
-        let is_never = |address: &IpAddr| matches!(address::classify(*address), Class::Never(_));
-        let never = address.iter().chain(known.iter().flatten()).any(is_never);
+        let never = address.iter().chain(known.iter().flatten()).any(|address| !address::is_open_to_rules(*address));
         match refusal.wanted().filter(|_| !never) {
             Some(remedy) => {
                 wanted.add(remedy, n);
@@ -100,7 +98,7 @@ impl Suggestion {
                         Remedy::Net { endpoint, .. } => wanted.net.get_mut(endpoint).map(|(addresses, _)| addresses),
                         _ => None,
                     };
-                    named.into_iter().for_each(|named| named.extend(http::networks(address)));
+                    named.into_iter().for_each(|named| named.extend(address::networks(address)));
                 }
             }
             None => {
