@@ -17,6 +17,9 @@ use serde::de::DeserializeOwned;
 
 use super::units;
 
+/// The default of a key that must be there.
+pub const REQUIRED: &str = "(must be there)";
+
 /// A table of the file whose keys are known.
 pub trait TableToml: DeserializeOwned + Default {
     /// Every key.

@@ -7,11 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Policy,
-    keys::{Form, Key},
+    keys::{Form, Key, REQUIRED},
 };
-
-/// What a key's table has for the default of one that must be there.
-pub const REQUIRED: &str = "(must be there)";
 
 const NAME: &str = "^[a-z0-9-]{1,63}$";
 const NUMBER: &str = "(0|[1-9][0-9]*)";
