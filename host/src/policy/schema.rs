@@ -82,7 +82,7 @@ fn from_toml(text: &str) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, time::Duration};
 
     use super::*;
 
@@ -187,6 +187,62 @@ mod tests {
                 both_refuse(path, around(without));
             }
         });
+    }
+
+    /// The edges of a form's range, as values: those that are in it, and their neighbours outside.
+    fn edges(form: &Form) -> Option<([toml::Value; 2], Vec<toml::Value>)> {
+        let text = |text: String| toml::Value::String(text);
+        let bytes = |bytes: u64| text(format!("{bytes} B"));
+        let time = |time: Duration| text(format!("{} ms", time.as_millis()));
+        Some(match *form {
+            Form::Size { least, most } => {
+                ([bytes(least), bytes(most)], least.checked_sub(1).into_iter().chain([most + 1]).map(bytes).collect())
+            }
+            Form::Time { least, most } => {
+                let ms = Duration::from_millis(1);
+                ([time(least), time(most)], vec![time(least - ms), time(most + ms)])
+            }
+            Form::Rate { most } => {
+                let rate = |count: u32| text(format!("{count}/s"));
+                ([rate(1), rate(most)], vec![rate(0), rate(most + 1)])
+            }
+            Form::Flow { least, most } => {
+                let flow = |bytes: u64| text(format!("{bytes} B/s"));
+                ([flow(least), flow(most)], vec![flow(least - 1), flow(most + 1)])
+            }
+            Form::Count { least, most } => ([least.into(), most.into()], vec![(least - 1).into(), (most + 1).into()]),
+            _ => return None,
+        })
+    }
+
+    #[test]
+    fn each_keys_range_is_the_parsers() {
+        let mut n_ranges = 0;
+        walk("", Policy::keys(), &|table| table, &mut |path, key, beside, around| {
+            let Some((within_range, outside)) = edges(&key.form) else { return };
+            n_ranges += 1;
+            let policy = |value: toml::Value| {
+                let mut table = within(beside, key.name, value);
+                // Two keys are bounded by another one as well, which stands beside them at its most.
+                let companion = match path.rsplit_once('.') {
+                    Some((at, "cpu")) if at.ends_with("limits") => Some("wall"),
+                    Some((at, "log_line")) if at.ends_with("limits") => Some("log"),
+                    _ => None,
+                };
+                if let Some(other) = companion.and_then(|name| beside.iter().find(|other| other.name == name)) {
+                    let ([_, most], _) = edges(&other.form).expect("it has a range");
+                    table.insert(other.name.to_owned(), most);
+                }
+                around(table)
+            };
+            for value in within_range {
+                assert_eq!(parses(&policy(value.clone())), Ok(()), "{path} = {value}");
+            }
+            for value in outside {
+                assert!(parses(&policy(value.clone())).is_err(), "{path} = {value}");
+            }
+        });
+        assert!(n_ranges > 40, "{n_ranges}");
     }
 
     #[test]
