@@ -1,4 +1,4 @@
-//! Spellings of forbidden addresses, ports, and hosts that look like allowed ones: NET-01 to NET-08, NET-12 to NET-16.
+//! Spellings of forbidden addresses, ports, and hosts that look like allowed ones: NET-01, -02, -04 to -06, -12 to -16.
 
 use super::{ENTRIES, Lab, Outcome, redirect, scheme};
 use crate::support::{dns::NameServer, tripwire::Tripwire, upstream::Upstream};

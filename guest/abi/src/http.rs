@@ -18,7 +18,7 @@ pub struct Request {
     pub url: String,
     /// Names and values as the script gave them; the host checks them.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body. Absent and empty differ: an absent one sends no `content-length`.
+    /// The body. Absent is as empty.
     pub body: Option<serde_bytes::ByteBuf>,
     /// How long what may take.
     pub timeouts: Timeouts,
