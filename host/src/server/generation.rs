@@ -3,7 +3,7 @@
 //! A request takes the generation that is in force when it comes, and keeps it to its end. So it sees one
 //! policy, one set of scripts and one set of open directories, whatever is loaded meanwhile.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, sync::Arc};
 
 use neoc_abi::event::Mode;
 
@@ -28,8 +28,6 @@ pub struct Generation {
     pub capabilities: Arc<Capabilities>,
     /// Counted from 1, at the start of the host.
     pub number: u64,
-    /// Since when.
-    pub since: SystemTime,
 }
 
 /// Why a policy cannot be served.
@@ -73,7 +71,7 @@ impl Generation {
             scripts.add(loaded);
         }
         let tenants = scripts.finish()?;
-        Ok(Self { policy, tenants, broker, capabilities, number: 1, since: SystemTime::now() })
+        Ok(Self { policy, tenants, broker, capabilities, number: 1 })
     }
 
     /// Names of the tenants in report mode, sorted.
@@ -109,7 +107,7 @@ impl Generation {
         let tenants = scripts.finish()?;
         let reloaded = Reloaded { changes: Changes::between(&self.policy, &policy), scripts: reloaded };
         let (capabilities, number) = (Arc::new(capabilities), self.number + 1);
-        Ok((Self { policy, tenants, broker, capabilities, number, since: SystemTime::now() }, reloaded))
+        Ok((Self { policy, tenants, broker, capabilities, number }, reloaded))
     }
 }
 

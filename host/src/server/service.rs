@@ -35,8 +35,6 @@ pub struct Status {
     pub version: String,
     /// Counted from 1, at the start of the host.
     pub number: u64,
-    /// Since when.
-    pub since: std::time::SystemTime,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -79,7 +77,7 @@ impl Service {
     /// The policy that is in force, as it stands in an operator's log.
     pub fn status(&self) -> Status {
         let generation = self.generation.load();
-        Status { version: generation.policy.version(), number: generation.number, since: generation.since }
+        Status { version: generation.policy.version(), number: generation.number }
     }
 
     /// Waits until no script runs, detached tasks included.
