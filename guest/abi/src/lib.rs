@@ -10,6 +10,7 @@
 //! | [`error`] | the error value a script can catch |
 //! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`net`], [`workers`] | operation and reply of one capability each |
 //! | [`value`] | values on their way from one VM to another |
+//! | [`survey`] | what the texts of a script spell out |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -23,6 +24,7 @@ pub mod kv;
 pub mod log;
 pub mod module;
 pub mod net;
+pub mod survey;
 pub mod time;
 pub mod value;
 pub mod wire;

@@ -54,9 +54,14 @@ fn check_files(files: &[(&str, &str)], source: &str, expected: &str) {
 
 /// Loads a handler beside these files, with a host that answers at once, as it does while loading.
 fn load(files: &[(&str, &str)], source: &str) -> (Guest, Finish) {
+    load_as(Mode::Handler, files, source)
+}
+
+/// As [`load`], for something else than a handler.
+pub fn load_as(mode: Mode, files: &[(&str, &str)], source: &str) -> (Guest, Finish) {
     put(files);
     SAID.with_borrow_mut(|said| said.answer_at_once = Some(answer_modules));
-    let loaded = Guest::load(source, Mode::Handler);
+    let loaded = Guest::load(source, mode);
     SAID.with_borrow_mut(|said| said.answer_at_once = None);
     loaded
 }
