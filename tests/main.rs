@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`audit`] | the file that has a line for every decision, and the log without it |
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
+//! | [`checks`] | what `neoc check` says of scripts, and that a run agrees |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
 //! | [`conformance`] | Luau's own test files, in the guest |
@@ -27,6 +28,7 @@
 
 mod audit;
 mod cases;
+mod checks;
 mod cli;
 mod concurrency;
 mod conformance;

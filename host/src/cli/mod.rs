@@ -39,7 +39,8 @@ enum Verb {
     /// Ask what a policy allows, or would allow.
     #[command(subcommand)]
     Policy(policy::Verb),
-    /// Say all that is wrong with a policy and its scripts, and run nothing.
+    /// Say all that is wrong with a policy and its scripts, and run nothing. Exit code 0: no error, though there may be
+    /// warnings; 1: errors, or warnings with --deny-warnings.
     Check(check::Arguments),
 }
 
@@ -63,8 +64,7 @@ pub fn main() -> ExitCode {
 /// Prints an error and its causes to standard error.
 fn report(error: &(dyn Error + 'static)) {
     if let Some(errors) = error.downcast_ref::<PolicyErrors>() {
-        let is_styled = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        eprintln!("{}", drawing::draw(errors, is_styled));
+        eprintln!("{}", drawing::draw(errors, is_styled()));
         return;
     }
     eprintln!("{error}");
@@ -73,6 +73,11 @@ fn report(error: &(dyn Error + 'static)) {
         eprintln!("  because {error}");
         cause = error.source();
     }
+}
+
+/// Whether standard error takes colours.
+fn is_styled() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Where compiled images are kept when the policy does not say.
