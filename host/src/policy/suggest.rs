@@ -152,6 +152,8 @@ impl Wanted {
             Remedy::Kv => self.kv += n,
             Remedy::Detach => self.detach += n,
             Remedy::Workers => self.workers += n,
+            // No call as it is recorded says which secrets it had.
+            Remedy::Secret { .. } => {}
         }
     }
 
