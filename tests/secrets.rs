@@ -177,7 +177,17 @@ fn another_origin_is_refused_and_the_fix_binds_the_secret_to_that_one() {
         assert_eq!(lab.upstream.requests(), 0, "{mode}");
         with_mode(&format!("{tables}{fix}"));
         assert_eq!(lab.run(), "true\n", "{fix}");
-        assert!(!lab.kept().contains(VALUE) && lab.kept().contains("secret_not_bound"));
+        let kept = lab.kept();
+        let of_secret: Vec<_> = kept.lines().filter(|line| line.contains("\"capability\":\"secret\"")).collect();
+        let [refused, used] = of_secret[..] else { panic!("{kept}") };
+        for words in ["\"operation\":\"api_key\"", "\"target\":\"http://localhost:", "\"refuse\"", "secret_not_bound"] {
+            assert!(refused.contains(words), "{words}: {refused}");
+        }
+        assert!(used.contains("\"allow\"") && used.contains("policy.toml:") && !kept.contains(VALUE), "{used}");
+        lab.write(&tables);
+        let audit = ["policy", "suggest", "--audit", "audit.jsonl", "--policy", "policy.toml"];
+        let suggested = output(neoc().current_dir(lab.folder.path()).args(audit)).stdout;
+        assert_eq!(suggested.replace(" # 1 calls", ""), fix.replace("\n\n", "\n"), "{suggested}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Permits for `vnd:hyper`: for a request, and for each redirect.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use neoc_abi::{
@@ -10,7 +10,7 @@ use neoc_abi::{
 };
 use url::Url;
 
-use super::{Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
+use super::{Basis, Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
@@ -130,6 +130,11 @@ impl Request {
         }
         self.secret_headers.clear();
     }
+
+    /// The secrets in it, by name, each once.
+    fn secrets(&self) -> BTreeSet<&str> {
+        self.secret_headers.iter().flat_map(|(_, template)| template.secrets()).collect()
+    }
 }
 
 // === impl Timeouts ===
@@ -189,8 +194,7 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
 
 /// Whether each secret may go there. No report mode lets one go elsewhere.
 fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Refused> {
-    let secrets = request.secret_headers.iter().flat_map(|(_, template)| template.secrets());
-    for name in secrets {
+    for name in request.secrets() {
         secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
     }
     Ok(())
@@ -243,7 +247,20 @@ impl Broker {
         }
         let taken = caller.account.take_operation().map_err(Refused::OverLimit);
         let decided = taken.and(url).and_then(|url| decide(caller, request, url));
-        self.audit(caller, &subject, decided)
+        let permit = self.audit(caller, &subject, decided)?;
+        self.record_secrets(&permit);
+        Ok(permit)
+    }
+
+    /// Records each secret that a request takes along.
+    pub(super) fn record_secrets(&self, permit: &Permit) {
+        let Permit { caller, url, request, .. } = permit;
+        for name in request.secrets() {
+            let decided = secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal));
+            let decided = decided.map(|place| ((), Basis { rule: Some(place.clone()), reported: None }));
+            // It was asked before, with the same answer.
+            let _ = self.audit(caller, &Subject::secret(name, url), decided);
+        }
     }
 
     /// Records that a request could not be sent, because [`Destination::permit`] refused its address. Gives what the script gets.

@@ -94,8 +94,8 @@ impl Remedy {
                 format!("[[tenant.{tenant}.secret.{name}.also]]\norigins = [{}]\n", quoted(origin))
             }
             Self::Secret { name, origin, is_known: false } => {
-                let (origin, variable) = (quoted(origin), secret::variable_of(name));
-                format!("[tenant.{tenant}.secret.{name}]\nfrom = \"env:{variable}\"\norigins = [{origin}]\n")
+                let (origin, from) = (quoted(origin), quoted(&secret::likely_source(name)));
+                format!("[tenant.{tenant}.secret.{name}]\nfrom = {from}\norigins = [{origin}]\n")
             }
         }
     }

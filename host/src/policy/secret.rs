@@ -62,7 +62,7 @@ pub enum Source {
 /// for other origins.
 pub fn decide<'a>(secrets: &'a Secrets, name: &str, url: &Url) -> Result<&'a Place, Refusal> {
     let origin = url.origin().ascii_serialization();
-    let refuse = |reason| Refusal::new(CAPABILITY, &format!("{name} for {origin}"), reason);
+    let refuse = |reason| Refusal::new(CAPABILITY, &format!("{name} {origin}"), reason);
     let remedy = |is_known| Remedy::Secret { name: name.to_owned(), origin: origin.clone(), is_known };
     let Some(secret) = secrets.get(name) else {
         let refusal = refuse(Reason::NotGranted).note("the policy has no secret of this name for the tenant");
@@ -75,10 +75,11 @@ pub fn decide<'a>(secrets: &'a Secrets, name: &str, url: &Url) -> Result<&'a Pla
     Err(refuse(Reason::SecretNotBound).near(&secret.place).remedy(remedy(true)))
 }
 
-/// The variable that a secret's value may well be in: its name in capitals.
-pub(super) fn variable_of(name: &str) -> String {
+/// Where a secret's value may well be: in the variable of its name in capitals.
+pub(super) fn likely_source(name: &str) -> String {
     let variable = name.to_ascii_uppercase().replace('-', "_");
-    if variable.starts_with(|first: char| first.is_ascii_digit()) { format!("_{variable}") } else { variable }
+    let digit = if variable.starts_with(|first: char| first.is_ascii_digit()) { "_" } else { "" };
+    format!("env:{digit}{variable}")
 }
 
 /// Converts the tables.
