@@ -72,13 +72,15 @@ pub enum Reason {
     BadTarget,
     /// A rule denies it, whatever others allow.
     DeniedByRule,
+    /// The secret may not go to this origin.
+    SecretNotBound,
 }
 
 // === impl Reason ===
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotGranted,
         Self::HostNotAllowed,
         Self::PathNotAllowed,
@@ -89,6 +91,7 @@ impl Reason {
         Self::PathNotWritable,
         Self::BadTarget,
         Self::DeniedByRule,
+        Self::SecretNotBound,
     ];
 
     /// The stable label.
@@ -104,6 +107,7 @@ impl Reason {
             Self::PathNotWritable => "path_not_writable",
             Self::BadTarget => "bad_target",
             Self::DeniedByRule => "denied_by_rule",
+            Self::SecretNotBound => "secret_not_bound",
         }
     }
 
@@ -118,6 +122,7 @@ impl Reason {
             Self::PathNotGranted => "no grant covers this path",
             Self::PathNotWritable => "the grant that covers this path is for reading",
             Self::DeniedByRule => "a rule denies it",
+            Self::SecretNotBound => "the secret is not bound to this origin",
             Self::BadTarget => "the target is not written in its one spelling",
         }
     }
@@ -270,6 +275,7 @@ mod tests {
                 "path_not_writable",
                 "bad_target",
                 "denied_by_rule",
+                "secret_not_bound",
             ]
         );
     }
