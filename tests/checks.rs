@@ -142,6 +142,15 @@ fn a_check_warns_of_what_a_run_refuses_and_of_nothing_else() {
 }
 
 #[test]
+fn a_module_that_nobody_has_is_an_error() {
+    let script = "local json = require('std:jsn')\nreturn function() return json.encode(1) end";
+    let got = check(folder(&[("policy.toml", HEAD), ("main.luau", script)]).path(), &[]);
+    assert_eq!((got.exit, got.stdout.as_str()), (1, ""));
+    assert!(got.stderr.starts_with("error: require: no module \"std:jsn\"; there are std:fs, "), "{}", got.stderr);
+    assert!(got.stderr.contains(" --> main.luau:1:22\n"), "{}", got.stderr);
+}
+
+#[test]
 fn a_script_with_many_faults_has_the_first_hundred_drawn() {
     let calls = "hyper.get('https://other.example/')\n".repeat(150);
     let absent: String = (0..120).map(|n| format!("require('./absent{n}')\n")).collect();

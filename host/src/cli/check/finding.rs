@@ -7,8 +7,11 @@ use neoc_abi::survey::{Mention, Spot, Survey, Target, What};
 use crate::policy::{
     Mode, Reason, Refusal, Snippet, Tenant,
     call::{Call, FileAction, NotAllowed, judge_url},
-    detach, fs, http, kv, net, workers,
+    detach, fs, http, kv, net, secret, workers,
 };
+
+/// Where a call goes that stands for others.
+const EXAMPLE_ORIGIN: &str = "https://api.example.com/";
 
 /// Something to say of a line of a script.
 #[derive(Debug)]
@@ -112,10 +115,11 @@ fn refuse_module(tenant: &Tenant, name: &str) -> Option<Refusal> {
     let allow = &tenant.allow;
     // What is asked for stands for whatever the script will ask: without any grant all is refused alike.
     let (is_granted, example) = match name {
-        "vnd:hyper" => (!allow.http.is_empty(), (http::CAPABILITY, "GET", "https://api.example.com/")),
+        "vnd:hyper" => (!allow.http.is_empty(), (http::CAPABILITY, "GET", EXAMPLE_ORIGIN)),
         "std:net" => (!allow.net.is_empty(), (net::CAPABILITY, "open", "tcp://db.example.com:5432")),
         "std:fs" => (!allow.fs.is_empty(), (fs::CAPABILITY, "read", "/data")),
         "std:kv" => (allow.kv.is_some(), (kv::CAPABILITY, "get", "key")),
+        "std:secret" => (!tenant.secrets.is_empty(), (secret::CAPABILITY, "api_key", EXAMPLE_ORIGIN)),
         "std:workers" => (allow.workers.is_some(), (workers::CAPABILITY, "", "")),
         _ => return None,
     };
@@ -142,6 +146,11 @@ fn refuse_call(tenant: &Tenant, what: &What) -> Option<NotAllowed> {
             Call::Fs { action, path: whole?.to_owned() }
         }
         ("std:workers", "run" | "map") => Call::Workers { module: whole?.to_owned() },
+        // Whether it is bound to where it goes is for the request to tell.
+        ("std:secret", "get") => {
+            let name = whole.filter(|name| !tenant.secrets.contains_key(*name))?;
+            Call::Secret { name: name.to_owned(), origin: EXAMPLE_ORIGIN.to_owned() }
+        }
         ("std:task", detach::CAPABILITY) => Call::Detach,
         _ => return None,
     };
