@@ -24,6 +24,9 @@ use crate::{module, stdlib};
 /// Most bytes of lines and literals that are repeated in one survey.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
+/// What a mention takes beside its texts, in bytes, with some to spare.
+const MENTION_BYTES: usize = 100;
+
 /// Looks at a script, and at all modules of its own that it requires by literal names; these are compiled.
 pub fn survey(lua: &Lua, entry: Module) -> Survey {
     let module = module::path::module_of(&entry.name).to_owned();
@@ -54,7 +57,9 @@ impl Surveyor<'_> {
     fn look_at(&mut self, file: &str, source: &[u8]) {
         self.survey.n_files = self.survey.n_files.saturating_add(1);
         let lines = Lines::new(source);
-        for reader::Found { span, what } in reader::read(source) {
+        let (found, is_cut) = reader::read(source);
+        self.survey.is_cut |= is_cut;
+        for reader::Found { span, what } in found {
             let what = match what {
                 reader::What::Require { name, is_caught } => match self.require(file, &name) {
                     Ok(true) => What::Module { name },
@@ -103,7 +108,8 @@ impl Surveyor<'_> {
             What::Call { target, .. } => target.as_ref().map_or(0, |target| target.text.len()),
             What::Url(target) => target.text.len(),
         };
-        self.n_bytes += literal + mention.spot.text.as_ref().map_or(0, String::len) + mention.spot.file.len();
+        self.n_bytes +=
+            MENTION_BYTES + literal + mention.spot.text.as_ref().map_or(0, String::len) + mention.spot.file.len();
         if self.n_bytes > MAX_BYTES {
             self.survey.is_cut = true;
         } else {

@@ -106,7 +106,7 @@ fn found(source: &str) -> Vec<String> {
             What::Url(of) => format!("url {}", target(of)),
         }
     };
-    reader::read(source.as_bytes()).into_iter().map(show).filter(|found| found != "require vnd:hyper").collect()
+    reader::read(source.as_bytes()).0.into_iter().map(show).filter(|found| found != "require vnd:hyper").collect()
 }
 
 const HYPER: &str = "local hyper = require('vnd:hyper')\n";
@@ -205,6 +205,28 @@ fn a_url_is_followed_through_names_and_pieces() {
 }
 
 #[test]
+fn a_name_that_may_mean_two_things_means_nothing() {
+    for (source, expected) in [
+        ("local a if x then a = 'https://a.example' else a = 'https://b.example' end", &[][..]),
+        ("local a = 'https://a.example' if x then a = 'https://b.example' end", &[]),
+        ("local a = 'https://a.example' if x then a = nil end", &[]),
+        ("local a, b = 'https://a.example' b, a = 1, 2", &[]),
+        ("local a = 'https://a.example' a, b = 1, 2", &[]),
+        ("local a a = 'https://a.example'", &["a: vnd:hyper get GET https://a.example"]),
+        ("local a = 'x' local a = 'https://a.example'", &["a: vnd:hyper get GET https://a.example"]),
+        (
+            "local a = 'https://a.example' f(a, b) t = { a, b = 1 } return a, b",
+            &["a: vnd:hyper get GET https://a.example"],
+        ),
+        ("hyper = mock a = 'https://a.example'", &[]),
+    ] {
+        let all = found(&format!("{HYPER}{source} hyper.get(a)"));
+        let calls: Vec<_> = all.into_iter().filter(|found| !found.starts_with("url ")).collect();
+        assert_eq!(calls, expected, "{source}");
+    }
+}
+
+#[test]
 fn a_request_as_a_table_has_a_url_and_a_method() {
     for (source, expected) in [
         ("hyper.request({ url = 'x' })", &["'x': vnd:hyper request GET x"][..]),
@@ -296,9 +318,39 @@ fn any_bytes_are_gone_through_to_their_end() {
             end = token.end;
             lexer::value(&source, token);
         }
-        for Found { span, .. } in reader::read(&source) {
+        for Found { span, .. } in reader::read(&source).0 {
             assert!(span.start < span.end && span.end <= source.len(), "{source:?}");
         }
+    }
+}
+
+#[test]
+fn what_is_found_is_bounded_however_often_it_is_said() {
+    let text = format!("'https://a.example/{}'", "x".repeat(8_000));
+    for (source, is_cut) in [
+        (format!("local a = {text} {}", "hyper.get(a) ".repeat(200)), false),
+        (format!("local a = {text} {}", "hyper.get(a) ".repeat(30_000)), true),
+        (format!("local a = {text} {}", (0..30_000).map(|n| format!("b{n} = a ")).collect::<String>()), false),
+        (format!("local a = 'x' {}", "a = a .. a ".repeat(40_000)), false),
+        (
+            format!(
+                "local a0 = 'x' {}",
+                (1..20_000).map(|n| format!("local a{n} = a{0} .. a{0} ", n - 1)).collect::<String>()
+            ),
+            false,
+        ),
+        ("require('./a')".repeat(30_000), true),
+    ] {
+        let (found, cut) = reader::read(format!("{HYPER}{source}").as_bytes());
+        assert_eq!(cut, is_cut, "{source:.100}");
+        let n_bytes: usize = found
+            .iter()
+            .map(|found| match &found.what {
+                What::Call { target: Some(target), .. } | What::Url(target) => target.text.len() + 100,
+                _ => 100,
+            })
+            .sum();
+        assert!(n_bytes <= 2 * 1024 * 1024, "{n_bytes}: {source:.100}");
     }
 }
 
@@ -329,7 +381,7 @@ fn the_longest_texts_of_one_piece_are_read_like_others() {
         "pcall(hyper.get,",
     ] {
         let source = format!("{HYPER}{}", piece.repeat(512 * 1024 / piece.len()));
-        let found = reader::read(source.as_bytes());
+        let (found, _) = reader::read(source.as_bytes());
         assert!(matches!(&found[0].what, What::Require { name, .. } if name == "vnd:hyper"), "{piece}");
         assert!(found.iter().all(|found| found.span.end <= source.len()), "{piece}");
     }

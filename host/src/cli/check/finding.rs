@@ -172,3 +172,28 @@ impl Finding {
         script.with_file_name(&self.spot.file).display().to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The guest that reads a tenant's text may be under its spell.
+    #[test]
+    fn a_spot_that_is_no_piece_of_a_line_is_drawn_without_one() {
+        let finding = |text: Option<&str>, start, end| {
+            let spot = Spot { file: "a".into(), line: 1, column: 1, text: text.map(str::to_owned), start, end };
+            Finding { spot, severity: Severity::Note, title: String::new(), note: None, help: None }
+        };
+        for (text, start, end, is_drawn) in [
+            (Some("abc"), 0, 3, true),
+            (Some("abc"), 3, 3, true),
+            (Some("abc"), 3, 4, false),
+            (Some("abc"), 2, 1, false),
+            (Some("abc"), u32::MAX, u32::MAX, false),
+            (Some("é"), 1, 2, false),
+            (None, 0, 0, false),
+        ] {
+            assert_eq!(finding(text, start, end).snippet().is_some(), is_drawn, "{text:?} {start} {end}");
+        }
+    }
+}
