@@ -48,13 +48,22 @@ fn warnings_fail_a_check_only_where_they_are_denied() {
     }
 }
 
-/// Line by line: what is refused in a run is warned of, and nothing else.
+/// Line by line: what is refused in a run is warned of, and nothing else. In report mode the warning says of what
+/// passes that it does.
 #[test]
 fn a_check_warns_of_what_a_run_refuses_and_of_nothing_else() {
     let upstream = Upstream::start();
+    let (enforced, n_calls) = agree(&upstream, "enforce");
+    assert!(enforced >= 25 && enforced <= n_calls - 10, "{enforced} of {n_calls}");
+    let (reported, _) = agree(&upstream, "report");
+    assert!(reported >= 10 && reported < enforced, "{reported} of {enforced}");
+}
+
+/// Gives how many calls are refused, and of how many.
+fn agree(upstream: &Upstream, mode: &str) -> (usize, usize) {
     let (origin, address) = (upstream.url(""), upstream.address);
     let policy = format!(
-        "{HEAD}[[tenant.a.allow.http]]\nhosts = [\"{origin}\"]\naddresses = [\"127.0.0.0/8\"]\n\
+        "{HEAD}mode = \"{mode}\"\n[[tenant.a.allow.http]]\nhosts = [\"{origin}\"]\naddresses = [\"127.0.0.0/8\"]\n\
          methods = [\"GET\", \"PUT\"]\npaths = [\"/v1/*\", \"/exact\"]\n\
          [[tenant.a.allow.http]]\nhosts = [\"http://localhost:1\"]\n\
          [[tenant.a.deny.http]]\nhosts = [\"{origin}\"]\npaths = [\"/v1/no/*\"]\n\
@@ -87,7 +96,7 @@ fn a_check_warns_of_what_a_run_refuses_and_of_nothing_else() {
         "get('ORIGIN/v1/x')",
         "get('ORIGIN/v2/x')",
         "hyper.get('http://localhost:1/')",
-        "hyper.get('https://other.example/')",
+        "hyper.get('https://127.0.0.3:1/')",
         "hyper.get('http://127.1/')",
         "hyper.get('http://169.254.169.254/')",
         "hyper.get('http://user@HOST/v1')",
@@ -106,7 +115,7 @@ fn a_check_warns_of_what_a_run_refuses_and_of_nothing_else() {
         "fs.read('/etc/passwd')",
         "require('std:kv').get('k')",
         "require('std:workers').run('./worker')",
-        "require('std:task').detach(print, 'x')",
+        "require('std:task').detach(function() end)",
     ];
     let mut script = format!(
         "local hyper, net, fs = require('vnd:hyper'), require('std:net'), require('std:fs')
@@ -131,14 +140,16 @@ fn a_check_warns_of_what_a_run_refuses_and_of_nothing_else() {
     let checked = check(folder.path(), &[]);
     assert_eq!(checked.exit, 0, "{}", checked.stderr);
     let mut warned = Vec::new();
-    for warning in checked.stderr.split("\n\n").filter(|drawn| drawn.starts_with("warning: ")) {
+    let passes = "the tenant is in report mode, so a run lets it pass";
+    let warnings = checked.stderr.split("\n\n").filter(|drawn| drawn.starts_with("warning: "));
+    for warning in warnings.filter(|drawn| !drawn.contains(passes)) {
         let place = warning.lines().find_map(|line| line.trim_start().strip_prefix("--> main.luau:")).unwrap();
         warned.push(place.split(':').next().unwrap());
     }
     let line = |number: &str| script.lines().nth(number.parse::<usize>().unwrap() - 1).unwrap().to_owned();
     let shown = |lines: &[&str]| lines.iter().map(|number| format!("{number}: {}", line(number))).collect::<Vec<_>>();
     assert_eq!(shown(&warned), shown(&refused));
-    assert!(refused.len() >= 20 && refused.len() <= calls.len() - 10, "{refused:?}");
+    (refused.len(), calls.len())
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub enum What {
         function: String,
         /// What comes first among the arguments, or the URL in it. Absent: it is computed.
         target: Option<Target>,
-        /// Of HTTP, as it is sent. Absent: it is computed, or the call has none.
+        /// Of HTTP, as it is sent; in quotes where it is none. Absent: it is computed, or the call has none.
         method: Option<String>,
     },
     /// A URL of http or https that is in no call that was understood.

@@ -232,6 +232,7 @@ fn a_request_as_a_table_has_a_url_and_a_method() {
         ("hyper.request({ url = 'x' })", &["'x': vnd:hyper request GET x"][..]),
         ("hyper.request { method = 'put', url = 'x' }", &["'x': vnd:hyper request PUT x"]),
         ("hyper.request({ headers = { url = 'no' }; url = 'x', method = m })", &["'x': vnd:hyper request - x"]),
+        ("hyper.request({ url = 'x', method = 'M-SEARCH' })", &["'x': vnd:hyper request \"M-SEARCH\" x"]),
         ("hyper.request({ url = url, method = 'PUT' }) hyper.request(r)", &[]),
         ("pcall(hyper.request, { url = 'x', body = f({ method = 'PUT' }) })", &["'x': vnd:hyper request GET x"]),
         (

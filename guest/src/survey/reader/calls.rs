@@ -126,8 +126,10 @@ impl Reader<'_> {
                 Some(b"url") => url = Some(at + 2),
                 Some(b"method") => {
                     let text = self.argument(at + 2).filter(|(text, _)| text.target.is_whole);
-                    // A text that is no method is refused in any case.
-                    method = text.map(|(text, _)| to_method(&text.target.text).unwrap_or(text.target.text));
+                    // In quotes it is none for the policy either.
+                    method = text.map(|(text, _)| {
+                        to_method(&text.target.text).unwrap_or_else(|| format!("{:?}", text.target.text))
+                    });
                 }
                 _ => {}
             }

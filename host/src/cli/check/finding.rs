@@ -103,7 +103,9 @@ fn not_granted(tenant: &Tenant, what: &What) -> Option<&'static str> {
 fn warning(tenant: &Tenant, spot: &Spot, title: String, refusal: &Refusal) -> Finding {
     let place = refusal.rule.as_ref().map_or_else(|| "no rule".to_owned(), |place| format!("rule: {place}"));
     let mut note = format!("tenant.{}: {}; {place}", tenant.name, refusal.reason);
-    if tenant.mode == Mode::Report && refusal.is_open_to_rules() {
+    // No directory is opened that is not granted, and no secret leaves that is not bound.
+    let is_reported = ![fs::CAPABILITY, secret::CAPABILITY].contains(&refusal.capability);
+    if tenant.mode == Mode::Report && is_reported && refusal.is_open_to_rules() {
         note.push_str("; the tenant is in report mode, so a run lets it pass");
     }
     let help = refusal.operator_fix().map(|fix| format!("to allow it, add to the policy:\n{}", fix.trim_end()));
