@@ -1,5 +1,7 @@
 //! Texts, and what is found in them.
 
+use std::path::{Path, PathBuf};
+
 use super::lexer::{self, Kind};
 use super::reader::{self, Found, What};
 
@@ -52,6 +54,51 @@ fn a_text_is_cut_as_luau_cuts_it() {
     for (source, expected) in cases {
         assert_eq!(tokens(source), *expected, "{source:?}");
     }
+}
+
+/// Texts below a folder.
+fn texts(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            texts(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "luau") {
+            found.push(path);
+        }
+    }
+}
+
+/// A text without its comments, and with one space where there was any blank. Lines stay lines.
+fn without_blanks(source: &[u8]) -> Vec<u8> {
+    let (mut bare, mut end) = (Vec::new(), 0);
+    let tokens = lexer::tokens(source).into_iter().map(|token| (token.start, token.end));
+    for (start, next_end) in tokens.chain([(source.len(), source.len())]) {
+        let blank = &source[end..start];
+        bare.extend(blank.first().map(|_| b' '));
+        bare.extend(blank.iter().filter(|byte| **byte == b'\n'));
+        bare.extend_from_slice(&source[start..next_end]);
+        end = next_end;
+    }
+    bare
+}
+
+/// Luau makes the same code of the tokens alone, to the line: comments are none, and a string ends where it does.
+#[test]
+fn the_tokens_of_every_script_here_are_the_whole_script() {
+    let compiler = mlua::chunk::Compiler::new().set_optimization_level(0).set_debug_level(1);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let (mut files, mut n_compiled) = (Vec::new(), 0);
+    for folder in ["examples", "tests", "guest/src", "guest/types", "bench"] {
+        texts(&root.join(folder), &mut files);
+    }
+    for file in files {
+        let source = std::fs::read(&file).expect("readable");
+        let bare = without_blanks(&source);
+        let compile = |source: &[u8]| compiler.compile(source).map_err(drop);
+        assert_eq!(compile(&source), compile(&bare), "{}", file.display());
+        n_compiled += usize::from(compile(&source).is_ok());
+    }
+    assert!(n_compiled > 100, "only {n_compiled} compile");
 }
 
 #[test]
@@ -121,6 +168,7 @@ fn what_is_required_is_found() {
         ("-- require('./a')\n--[[ require('./b') ]] local s = \"require('./c')\"", &[]),
         ("x.require('./a') x:require('./b')", &[]),
         ("pcall(require, './a')", &["require ./a caught"]),
+        ("f(require, './a')", &[]),
         ("local load = require local a = load('./a')", &["require ./a"]),
         ("local function require(x) end require('./a')", &[]),
         ("return { a = require('./a'), b = require('./b').x }", &["require ./a", "require ./b"]),
@@ -154,6 +202,8 @@ fn a_call_is_found_by_the_names_that_lead_to_it() {
         ),
         ("hyper.get(url) hyper.get(f('x')) hyper.get({'x'}) hyper.get() x.hyper.get('y')", &[]),
         ("-- hyper.get('x')\nlocal s = \"hyper.get('x')\" hyper:get('x') hyper.get", &[]),
+        ("retry(hyper.get, 'x') f(hyper.get, 'x')", &[]),
+        ("local get = hyper.get function get<T>(x) end get('x')", &[]),
         ("hyper.get('https://a.example' or b)", &["url https://a.example"]),
         ("hyper.get(('https://a.example/%s'):format(b))", &["url https://a.example/%s"]),
     ] {

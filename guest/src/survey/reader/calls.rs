@@ -12,11 +12,14 @@ use crate::survey::lexer::{self, Kind};
 /// The module whose calls have a URL and a method.
 const HYPER: &str = "vnd:hyper";
 
+/// Functions that call their first argument with the others.
+const PASS_ON: [&[u8]; 4] = [b"pcall", b"spawn", b"defer", b"detach"];
+
 impl Reader<'_> {
     /// A name that is part of an expression.
     pub(super) fn find_call(&mut self, at: usize) {
         let Some(meaning) = self.name(at).and_then(|name| self.meanings.get(name)) else { return };
-        let is_passed_on = self.sign_before(at) == b"(" && self.sign(at + 1) == b",";
+        let is_passed_on = self.passed_to(at).is_some_and(|by| by == b"pcall") && self.sign(at + 1) == b",";
         if matches!(meaning, Meaning::Require) {
             if let Some((place, name, _)) = self.required(at + 1) {
                 self.add_require(place, name, false);
@@ -25,7 +28,7 @@ impl Reader<'_> {
             }
         }
         if let Some((Meaning::Function(module, function), next)) = self.callee(at) {
-            let is_passed_on = self.sign_before(at) == b"(" && self.sign(next) == b",";
+            let is_passed_on = self.passed_to(at).is_some_and(|by| PASS_ON.contains(&by)) && self.sign(next) == b",";
             let argument = match self.kind(next) {
                 Some(Kind::Sign) if self.sign(next) == b"(" || is_passed_on => next + 1,
                 Some(Kind::Sign) if self.sign(next) == b"{" => next,
@@ -34,6 +37,11 @@ impl Reader<'_> {
             };
             self.add_call(at..next, module, function, argument);
         }
+    }
+
+    /// The function whose first argument begins there.
+    fn passed_to(&self, at: usize) -> Option<&[u8]> {
+        self.name(at.checked_sub(2)?).filter(|_| self.sign_before(at) == b"(")
     }
 
     fn add_require(&mut self, place: usize, name: String, is_caught: bool) {

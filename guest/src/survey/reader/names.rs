@@ -84,7 +84,7 @@ impl<'s> Reader<'s> {
 
     /// `name.name:name<T>(a: type, b)`, behind `function`: the parameters hide what their names meant.
     pub(super) fn forget_parameters(&mut self, at: usize) {
-        if let Some(name) = self.name(at).filter(|_| self.sign(at + 1) == b"(") {
+        if let Some(name) = self.name(at).filter(|_| matches!(self.sign(at + 1), b"(" | b"<")) {
             self.meanings.remove(name);
         }
         let mut depth = 0_usize;
