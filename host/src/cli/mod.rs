@@ -19,7 +19,10 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::policy::PolicyErrors;
+use crate::{
+    capability::connect::own_addresses,
+    policy::{Host, Machine, PolicyErrors},
+};
 use policy_files::load_policy;
 
 /// Runs untrusted Luau scripts in a sandbox, each allowed only what its policy says.
@@ -73,6 +76,12 @@ fn report(error: &(dyn Error + 'static)) {
         eprintln!("  because {error}");
         cause = error.source();
     }
+}
+
+/// This machine, and where a host of it listens, if there is one.
+fn this_machine(host: Option<&Host>) -> std::result::Result<Machine, Box<dyn Error>> {
+    let addresses = own_addresses().map_err(|error| format!("cannot list the addresses of this machine: {error}"))?;
+    Ok(Machine::new(addresses, host.map(|host| host.listen)))
 }
 
 /// Where compiled images are kept when the policy does not say.
