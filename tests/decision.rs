@@ -10,7 +10,7 @@ use std::{
 };
 
 use neoc::policy::{
-    Policy,
+    Machine, Policy,
     http::{parse_target, verdict},
     refusal::Reason,
 };
@@ -36,11 +36,15 @@ fn policy() -> Policy {
         write!(text, "[[tenant.a.{table}.http]]\nhosts = [\"{host}\"]\nmethods = [\"GET\", \"PUT\"]\n{paths}")
             .expect("a string takes all");
     }
+    text.push_str(
+        "[[tenant.a.allow.http]]\nhosts = [\"http://8.8.4.7\", \"http://127.0.0.1:8080\", \"http://127.0.0.1:8081\"]\n\
+         addresses = [\"127.0.0.0/8\"]\n",
+    );
     Policy::parse(&text, Path::new("policy.toml")).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
 /// What each call must come to; `None`: allowed.
-const CALLS: [(&str, &str, Option<Reason>); 12] = [
+const CALLS: [(&str, &str, Option<Reason>); 15] = [
     ("GET", "https://host-501.example.com/x", None),
     ("GET", "https://a.b.zone-993.example.com/x", None),
     ("GET", "https://api.example.com/v998/x/y", None),
@@ -52,6 +56,9 @@ const CALLS: [(&str, &str, Option<Reason>); 12] = [
     ("POST", "https://api.example.com/v998/x", Some(Reason::MethodNotAllowed)),
     ("GET", "https://api.example.com/w/a/b/c/d/e/f/g/h", Some(Reason::PathNotAllowed)),
     ("GET", "https://api.example.com/v998/..%2fx", Some(Reason::PathNotAllowed)),
+    ("GET", "http://127.0.0.1:8080/x", Some(Reason::OwnListener)),
+    ("GET", "http://127.0.0.1:8081/x", None),
+    ("GET", "http://8.8.4.7/x", Some(Reason::AddressNotAllowed)),
     ("GET", "https://denied-999.example.com/x", Some(Reason::DeniedByRule)),
 ];
 
@@ -59,20 +66,22 @@ const CALLS: [(&str, &str, Option<Reason>); 12] = [
 fn a_refusal_with_a_thousand_rules_allocates_nothing() {
     let policy = policy();
     let rules = &policy.tenant("a").expect("it is there").allow.http;
+    let addresses = (0..=255).map(|last| std::net::IpAddr::from([8, 8, 4, last]));
+    let machine = &Machine::new(addresses, Some(([127, 0, 0, 1], 8080).into()));
     for (method, text, expected) in CALLS {
         let url = parse_target(text).expect(text);
-        let outcome = verdict(rules, method, &url).err().map(|verdict| verdict.reason);
+        let outcome = verdict(rules, machine, method, &url).err().map(|verdict| verdict.reason);
         assert_eq!(outcome, expected, "{method} {text}");
         if expected.is_some() {
             // The test's harness has a thread that may allocate too; it does not in each of these.
             let counts = (0..100).map(|_| {
                 let region = Region::new(ALLOCATOR);
-                let _ = black_box(verdict(black_box(rules), method, black_box(&url)));
+                let _ = black_box(verdict(black_box(rules), machine, method, black_box(&url)));
                 region.change().allocations
             });
             assert_eq!(counts.min(), Some(0), "{method} {text}");
         }
-        let (p50, p99) = measure(|| drop(black_box(verdict(black_box(rules), method, black_box(&url)))));
+        let (p50, p99) = measure(|| drop(black_box(verdict(black_box(rules), machine, method, black_box(&url)))));
         let outcome = expected.map_or("allow", Reason::as_str);
         println!("{:5} ns p50 {:5} ns p99  {outcome:20} {method} {text}", p50.as_nanos(), p99.as_nanos());
     }

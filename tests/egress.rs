@@ -10,6 +10,7 @@
 //! | [`namespace`] | the same with private addresses that are really there, where the machine allows it |
 //! | [`hostile`] | upstreams that break the rules of HTTP |
 //! | [`exchange`] | headers, redirects, timeouts, packed bodies, connections that are used again |
+//! | [`own`] | the host's own listener, and the public addresses of the machine |
 //! | [`sockets`] | `std:net`: what a connection does when it is read, written, cancelled, closed |
 
 mod addresses;
@@ -17,6 +18,7 @@ mod exchange;
 mod hostile;
 mod names;
 mod namespace;
+mod own;
 mod sockets;
 
 use std::{fs, net::SocketAddr};
@@ -39,7 +41,23 @@ struct Outcome {
     kind: String,
     /// The limit that was hit, or `-`.
     limit: String,
+    /// Why it was refused, or `-`.
+    reason: String,
     message: String,
+}
+
+impl Outcome {
+    /// How the calls to these targets ended, from the lines that the script wrote of them.
+    fn of_lines(lines: &str, targets: &[String]) -> Vec<Self> {
+        let of_line = |(line, target): (&str, &String)| {
+            let fields: Vec<_> = line.splitn(4, '\t').map(str::to_owned).collect();
+            let [kind, limit, reason, message] = fields.try_into().unwrap();
+            Self { target: target.clone(), kind, limit, reason, message }
+        };
+        let outcomes: Vec<_> = lines.lines().zip(targets).map(of_line).collect();
+        assert_eq!(outcomes.len(), targets.len(), "{lines}");
+        outcomes
+    }
 }
 
 impl Lab {
@@ -79,18 +97,7 @@ impl Lab {
     fn run(&self, entry: &str, targets: &[String]) -> Vec<Outcome> {
         let mut arguments = vec![entry];
         arguments.extend(targets.iter().map(String::as_str));
-        let printed = self.print(&arguments);
-        let outcomes: Vec<_> = printed
-            .lines()
-            .zip(targets)
-            .map(|(line, target)| {
-                let fields: Vec<_> = line.splitn(3, '\t').map(str::to_owned).collect();
-                let [kind, limit, message] = fields.try_into().unwrap();
-                Outcome { target: target.clone(), kind, limit, message }
-            })
-            .collect();
-        assert_eq!(outcomes.len(), targets.len(), "{printed}");
-        outcomes
+        Outcome::of_lines(&self.print(&arguments), targets)
     }
 }
 

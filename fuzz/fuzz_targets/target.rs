@@ -4,14 +4,14 @@
 #![no_main]
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::LazyLock,
 };
 
 use libfuzzer_sys::fuzz_target;
 use neoc_fuzz::policy::{
-    Policy,
+    Machine, Policy,
     address::{self, Class},
     http::{self, parse_redirect, parse_target},
 };
@@ -31,6 +31,13 @@ addresses = ["10.1.0.0/16", "169.0.0.0/8"]
 static TENANT: LazyLock<Policy> =
     LazyLock::new(|| Policy::parse(POLICY, Path::new("policy.toml")).expect("the policy is valid"));
 
+/// Where the host itself listens: in the network that is named.
+const LISTENER: &str = "10.1.2.3:8080";
+
+static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
+    Machine::new(["10.1.2.3".parse().expect("an address")], Some(LISTENER.parse().expect("an address")))
+});
+
 fuzz_target!(|bytes: &[u8]| {
     if let Some(address) = bytes.last_chunk() {
         check_address(*address);
@@ -47,7 +54,8 @@ fuzz_target!(|bytes: &[u8]| {
 /// An allowed URL goes where a rule of the policy above says, by a reading of its own.
 fn check_url(text: &str, url: &Url) {
     let rules = &TENANT.tenant("a").expect("it is there").allow.http;
-    let Ok(matched) = http::decide(rules, "GET", url) else { return };
+    let machine = &*MACHINE;
+    let Ok(matched) = http::decide(rules, machine, "GET", url) else { return };
     match url.host().expect("an allowed URL has a host") {
         Host::Domain(name) => {
             assert!(name == "allowed.example" || name.ends_with(".allowed.example"), "{text:?} leads to {name}");
@@ -61,8 +69,11 @@ fn check_url(text: &str, url: &Url) {
     assert_eq!((url.username(), url.password()), ("", None), "{text:?}");
     for never in ["169.254.169.254", "127.0.0.1", "::1", "fe80::1", "10.2.0.1", "::ffff:169.254.169.254"] {
         let address: IpAddr = never.parse().expect("an address");
-        assert!(!http::allows_address(rules, &matched, address), "{text:?} may be connected to {address}");
+        let to = SocketAddr::new(address, url.port_or_known_default().expect("an allowed URL has a port"));
+        assert!(!http::allows_address(rules, machine, &matched, to), "{text:?} may be connected to {address}");
     }
+    let listener = LISTENER.parse().expect("an address");
+    assert!(!http::allows_address(rules, machine, &matched, listener), "{text:?} may come back to the host");
 }
 
 /// An IPv4 address is judged alike in each of its IPv6 spellings, or more strictly.

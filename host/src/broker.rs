@@ -29,7 +29,7 @@ use self::{account::Counts, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
-    policy::{self, Limits, Mode, Place, Refusal, Tenant, target::TargetError},
+    policy::{self, Limits, Machine, Mode, Place, Refusal, Tenant, target::TargetError},
 };
 
 /// Decides for all tenants.
@@ -38,6 +38,7 @@ pub struct Broker {
     audit: Arc<Audit>,
     /// Of the policy.
     version: Arc<str>,
+    machine: Arc<Machine>,
 }
 
 /// Who asks: one request of one tenant.
@@ -47,6 +48,7 @@ pub struct Caller {
     account: Arc<Account>,
     request: Arc<str>,
     counts: Arc<Counts>,
+    machine: Arc<Machine>,
     /// Whether it is a worker of the request that asks.
     is_worker: bool,
     /// From where in the script. Absent before the call, and where no function of a script is on the stack.
@@ -124,27 +126,34 @@ fn why<'a>(refusal: &'a Refusal, detail: &'a str) -> Why<'a> {
 impl Broker {
     /// A broker for these tenants, which only counts, and logs refusals.
     pub fn new<'a>(tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        Self::with_audit(Arc::default(), "", tenants)
+        Self::with_audit(Arc::default(), "", Machine::default(), tenants)
     }
 
-    /// A broker for the tenants of the policy of this version.
+    /// A broker for the tenants of the policy of this version, on this machine.
     pub fn with_audit<'a>(
         audit: Arc<Audit>,
         version: &str,
+        machine: Machine,
         tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
     ) -> Self {
-        Self::with_accounts(audit, version, tenants, &HashMap::new())
+        Self::with_accounts(audit, version, machine, tenants, &HashMap::new())
     }
 
     /// The broker that comes after this one, for the tenants of another policy. Decisions are counted on, and
     /// a tenant whose limits are the same goes on with what it has used: a reload refills nothing.
-    pub fn successor<'a>(&self, version: &str, tenants: impl IntoIterator<Item = &'a Arc<Tenant>>) -> Self {
-        Self::with_accounts(Arc::clone(&self.audit), version, tenants, &self.accounts)
+    pub fn successor<'a>(
+        &self,
+        version: &str,
+        machine: Machine,
+        tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
+    ) -> Self {
+        Self::with_accounts(Arc::clone(&self.audit), version, machine, tenants, &self.accounts)
     }
 
     fn with_accounts<'a>(
         audit: Arc<Audit>,
         version: &str,
+        machine: Machine,
         tenants: impl IntoIterator<Item = &'a Arc<Tenant>>,
         before: &HashMap<String, Arc<Account>>,
     ) -> Self {
@@ -153,14 +162,15 @@ impl Broker {
             None => Account::new(tenant),
         };
         let accounts = tenants.into_iter().map(|tenant| (tenant.name.clone(), Arc::new(account(tenant)))).collect();
-        Self { accounts, audit, version: version.into() }
+        Self { accounts, audit, version: version.into(), machine: Arc::new(machine) }
     }
 
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
         let (tenant, counts) = (Arc::clone(tenant), Arc::new(Counts::new(tenant)));
-        Some(Arc::new(Caller { tenant, account, request, counts, is_worker: false, site: None }))
+        let machine = Arc::clone(&self.machine);
+        Some(Arc::new(Caller { tenant, account, request, counts, machine, is_worker: false, site: None }))
     }
 
     /// Decides about one operation. Never waits.
@@ -234,6 +244,11 @@ impl Broker {
         let Some(limit) = error.limit.as_deref().and_then(Limits::key) else { return };
         let who = (caller.tenant.name.as_str(), &*caller.request);
         self.audit.record_limit(who, capability, limit, &error.message, &caller.account.refusals);
+    }
+
+    /// The machine that it runs on.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Counters of all decisions so far.

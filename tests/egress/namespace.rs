@@ -1,17 +1,22 @@
-//! Private and metadata addresses that are really there: in a network namespace, where they are the machine's own.
+//! Addresses that are really there: in a network namespace, where they are the machine's own. Private ones and those
+//! of metadata services; and public ones, which count like private ones on the machine that has them.
 
 use std::process::Command;
 
 use super::{Lab, Outcome, redirect};
 use crate::support::{
     dns::{Answer, NameServer},
+    echo::Echo,
     output,
     tripwire::Tripwire,
     upstream::Upstream,
 };
 
+/// One that belongs to somebody else, outside.
+const PUBLIC: &str = "8.8.4.4";
+
 /// Addresses that the namespace has, and names that resolve to them.
-const ADDRESSES: [(&str, &str); 8] = [
+const ADDRESSES: [(&str, &str); 10] = [
     ("10.0.0.1", "ten.test"),
     ("172.16.0.1", "seventeen.test"),
     ("192.168.7.7", "home.test"),
@@ -20,13 +25,15 @@ const ADDRESSES: [(&str, &str); 8] = [
     ("168.63.129.16", "azure.test"),
     ("fd00::1", "local6.test"),
     ("fd00:ec2::254", "metadata6.test"),
+    (PUBLIC, "public.test"),
+    ("2606:4700::9", "public6.test"),
 ];
 
 /// The test that runs within.
 const WITHIN: &str = "egress::namespace::within_a_namespace";
 
 #[test]
-fn private_addresses_that_are_there_are_not_reached() {
+fn addresses_that_are_there_are_not_reached_unless_named() {
     let addresses: String =
         ADDRESSES.iter().map(|(address, _)| format!("ip address add {address} dev lo &&")).collect();
     let script = format!("ip link set lo up && {addresses} exec \"$0\" --exact {WITHIN} --ignored --nocapture");
@@ -83,4 +90,19 @@ fn within_a_namespace() {
         }
     }
     tripwire.check();
+    check_named();
+}
+
+/// A rule that names a public address of this machine opens it.
+fn check_named() {
+    let echo = Echo::on(PUBLIC);
+    let endpoint = |scheme: &str| format!("{scheme}://{}", echo.address);
+    let hosts = format!("hosts = [\"{}\", \"{}\"]", endpoint("tcp"), endpoint("udp"));
+    for (addresses, expected) in [("", "denied"), ("addresses = [\"8.8.4.4/32\"]\n", "ok")] {
+        let lab = Lab::new(&format!("[[tenant.t.allow.net]]\n{hosts}\n{addresses}"), echo.address);
+        for entry in ["tcp", "udp"] {
+            let outcome = &lab.run(entry, &[endpoint(entry)])[0];
+            assert_eq!(outcome.kind, expected, "{entry} {addresses}: {outcome:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Echoes on loopback, by TCP and UDP on one port.
+//! Echoes, by TCP and UDP on one port.
 
 use std::{
     io::{Read, Write},
@@ -10,6 +10,9 @@ use std::{
     thread,
 };
 
+/// Where it listens unless it is said otherwise.
+pub const LOOPBACK: &str = "127.0.0.1";
+
 /// A running server that sends back what it gets. Its threads end with the test process.
 pub struct Echo {
     pub address: SocketAddr,
@@ -19,7 +22,12 @@ pub struct Echo {
 
 impl Echo {
     pub fn start() -> Self {
-        let (tcp, udp) = bind();
+        Self::on(LOOPBACK)
+    }
+
+    /// As [`Echo::start`], on an address of this machine.
+    pub fn on(address: &str) -> Self {
+        let (tcp, udp) = bind(address);
         let address = tcp.local_addr().unwrap();
         let (open, opened) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let (now, ever) = (Arc::clone(&open), Arc::clone(&opened));
@@ -49,10 +57,10 @@ impl Echo {
     }
 }
 
-/// A listener and a socket on the same port.
-pub fn bind() -> (TcpListener, UdpSocket) {
+/// A listener and a socket on the same port of an address.
+pub fn bind(address: &str) -> (TcpListener, UdpSocket) {
     loop {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpListener::bind((address, 0)).unwrap();
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().unwrap()) {
             return (tcp, udp);
         }

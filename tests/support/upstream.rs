@@ -53,7 +53,7 @@ struct Counts {
 
 impl Upstream {
     pub fn start() -> Self {
-        let (listener, socket) = echo::bind();
+        let (listener, socket) = echo::bind(echo::LOOPBACK);
         let (address, seen) = (listener.local_addr().unwrap(), Arc::new(Seen::default()));
         thread::spawn(move || echo::datagrams(&socket));
         let shared = Arc::clone(&seen);

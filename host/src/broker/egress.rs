@@ -8,12 +8,14 @@ use std::{
 
 use url::{Host, Url};
 
-use crate::policy::{Mode, Tenant, address, http, net};
+use super::Caller;
+use crate::policy::{Machine, Mode, Tenant, http, net};
 
 /// One host and port of one tenant, and the rules that decide which of its addresses may be dialled.
 #[derive(Clone)]
 pub struct Destination {
     tenant: Arc<Tenant>,
+    machine: Arc<Machine>,
     endpoint: Endpoint,
     /// What it was connected to.
     dialled: OnceLock<IpAddr>,
@@ -44,21 +46,26 @@ pub struct AddressPermit {
 
 impl Destination {
     /// Where a URL leads that `rules` of the tenant allow. None for a URL without a host, which no rule allows.
-    pub(super) fn of_url(tenant: &Arc<Tenant>, url: &Url, rules: &http::HttpMatch) -> Option<Self> {
+    pub(super) fn of_url(caller: &Caller, url: &Url, rules: &http::HttpMatch) -> Option<Self> {
         let endpoint = Endpoint {
             host: url.host()?.to_owned(),
             port: url.port_or_known_default()?,
             tls: url.scheme() == "https",
             rules: Rules::Http(rules.clone()),
         };
-        Some(Self { tenant: Arc::clone(tenant), endpoint, dialled: OnceLock::new() })
+        Some(Self::new(caller, endpoint))
     }
 
     /// Where a target of `std:net` leads that `rules` of the tenant allow.
-    pub(super) fn of_target(tenant: &Arc<Tenant>, target: &net::Target, rules: &net::NetMatch) -> Self {
+    pub(super) fn of_target(caller: &Caller, target: &net::Target, rules: &net::NetMatch) -> Self {
         let net::Target { scheme, host, port } = target.clone();
         let endpoint = Endpoint { host, port, tls: scheme == net::Scheme::Tls, rules: Rules::Net(rules.clone()) };
-        Self { tenant: Arc::clone(tenant), endpoint, dialled: OnceLock::new() }
+        Self::new(caller, endpoint)
+    }
+
+    fn new(caller: &Caller, endpoint: Endpoint) -> Self {
+        let (tenant, machine) = (Arc::clone(&caller.tenant), Arc::clone(&caller.machine));
+        Self { tenant, machine, endpoint, dialled: OnceLock::new() }
     }
 
     /// Whose call it is.
@@ -99,13 +106,13 @@ impl Destination {
 
     /// Permits a connection to one address, or not. In report mode every address passes that a rule could name.
     pub fn permit(&self, address: SocketAddr) -> Option<AddressPermit> {
-        let (allow, address_ip) = (&self.tenant.allow, address.ip());
+        let (allow, machine) = (&self.tenant.allow, &*self.machine);
         let (allowed, is_open) = match &self.endpoint.rules {
             Rules::Http(rules) => {
-                (http::allows_address(&allow.http, rules, address_ip), address::is_open_to_rules(address_ip))
+                (http::allows_address(&allow.http, machine, rules, address), machine.is_open_to_rules(address))
             }
             Rules::Net(rules) => {
-                (net::allows_address(&allow.net, rules, address_ip), net::is_open_to_rules(address_ip))
+                (net::allows_address(&allow.net, machine, rules, address), net::is_open_to_rules(machine, address))
             }
         };
         let reported = self.tenant.mode == Mode::Report && is_open;

@@ -101,7 +101,7 @@ impl Permit {
 
     /// Where it connects. None for a URL without a host, which no rule allows.
     pub fn destination(&self) -> Option<Destination> {
-        Destination::of_url(&self.caller.tenant, &self.url, &self.rules)
+        Destination::of_url(&self.caller, &self.url, &self.rules)
     }
 
     /// The tenant's slots for outbound connections.
@@ -177,9 +177,9 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
 /// The decision that a first request and a redirect share.
 fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
     let rules = &caller.tenant.allow.http;
-    let (matched, decided) = match policy::decide(rules, request.method.as_str(), &url) {
+    let (matched, decided) = match policy::decide(rules, &caller.machine, request.method.as_str(), &url) {
         Ok(matched) => {
-            let place = policy::place(rules, &matched, &url);
+            let place = policy::place(rules, &caller.machine, &matched, &url);
             (matched, Ok(place))
         }
         Err(refusal) => (policy::HttpMatch::none(), Err(refusal)),
@@ -285,8 +285,9 @@ impl Broker {
 fn judge_address(permit: &Permit, address: IpAddr) -> Decided<()> {
     let Permit { caller, rules: matched, url, request } = permit;
     let rules = &caller.tenant.allow.http;
-    let decided = policy::check_address(rules, matched, request.method.as_str(), url, address);
-    let basis = caller.basis(decided.map(|()| policy::place_at(rules, matched, &[address])))?;
+    let machine = &caller.machine;
+    let decided = policy::check_address(rules, machine, matched, request.method.as_str(), url, address);
+    let basis = caller.basis(decided.map(|()| policy::place_at(rules, machine, matched, url, &[address])))?;
     Ok(((), basis))
 }
 

@@ -1,6 +1,10 @@
 //! Permits for `std:net`: for opening a connection or a socket, and for using one.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use neoc_abi::{
     OperationError,
@@ -72,7 +76,7 @@ impl Open {
 
     /// Where it connects.
     pub fn destination(&self) -> Destination {
-        Destination::of_target(&self.caller.tenant, &self.target, &self.rules)
+        Destination::of_target(&self.caller, &self.target, &self.rules)
     }
 
     /// How long that may take.
@@ -131,9 +135,9 @@ fn open(caller: &Arc<Caller>, kind: Kind, target: &str, timeout_ms: Option<u64>)
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
     let Tenant { allow, deny, .. } = &*caller.tenant;
-    let (rules, decided) = match policy::decide(&allow.net, &deny.net, &target) {
+    let (rules, decided) = match policy::decide(&allow.net, &deny.net, &caller.machine, &target) {
         Ok(matched) => {
-            let place = policy::place(&allow.net, &matched, &[]);
+            let place = policy::place(&allow.net, &caller.machine, &matched, &target, &[]);
             (matched, Ok(place))
         }
         Err(refusal) => (policy::NetMatch::none(), Err(refusal)),
@@ -185,10 +189,11 @@ impl Broker {
 fn judge_address(open: &Open, address: IpAddr) -> Decided<()> {
     let Open { caller, rules, target, .. } = open;
     let allow = &caller.tenant.allow.net;
-    let decided = if policy::allows_address(allow, rules, address) {
-        Ok(policy::place(allow, rules, &[address]))
+    let machine = &caller.machine;
+    let decided = if policy::allows_address(allow, machine, rules, SocketAddr::new(address, target.port)) {
+        Ok(policy::place(allow, machine, rules, target, &[address]))
     } else {
-        Err(policy::refuse_address(allow, rules, target, address))
+        Err(policy::refuse_address(allow, machine, rules, target, address))
     };
     Ok(((), caller.basis(decided)?))
 }

@@ -58,6 +58,14 @@ pub enum ConnectError {
     TimedOut(&'static str),
 }
 
+/// The addresses of this machine's interfaces, in no order.
+///
+/// # Errors
+/// When the system does not list them.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    Ok(if_addrs::get_if_addrs()?.iter().map(if_addrs::Interface::ip).collect())
+}
+
 // === impl Connector ===
 
 impl Connector {

@@ -20,7 +20,7 @@ use super::{
     is_styled, load_policy, logging,
 };
 use crate::{
-    policy,
+    policy::{self, Machine},
     runtime::{GUEST, Runtime, Settings},
     tenant::Tenant,
 };
@@ -61,13 +61,15 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let mut tally = Tally::default();
+    // Where a policy is checked is not always where it is served: of the machine only the listener counts.
+    let machine = Machine::new([], policy.host.refused_listener(policy.host.listen));
     io.block_on(async {
         for tenant in &policy.tenants {
             match Tenant::survey(tenant, &policy.host.data_dir, &runtime).await {
                 Ok(survey) => {
                     tally.n_scripts += usize::try_from(survey.n_files).unwrap_or(usize::MAX);
                     let is_cut = survey.is_cut;
-                    tally.report(tenant, finding::judge(tenant, survey));
+                    tally.report(tenant, finding::judge(tenant, &machine, survey));
                     if is_cut {
                         eprintln!("tenant.{}: its scripts hold more than is looked at\n", tenant.name);
                     }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{default_cache_dir, load_policy, logging, reload::Follower};
 use crate::{
     runtime::{GUEST, Runtime, Settings},
-    server::{Server, Service},
+    server::{Bound, Service},
 };
 
 /// Threads that do I/O: the broker, timers and sockets. Scripts have threads of their own.
@@ -48,12 +48,13 @@ pub fn main(arguments: &Arguments) -> super::Result {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let listen = policy.host.listen;
-        let service = Arc::new(Service::load(policy, Arc::clone(&runtime)).await?);
-        let server = Server::bind(listen, Arc::clone(&service))
-            .await
-            .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let taken = |error| format!("cannot listen on {listen}: {error}");
+        let bound = Bound::new(listen).map_err(taken)?;
+        let address = bound.address()?;
+        let service = Arc::new(Service::load(policy, Arc::clone(&runtime), address).await?);
+        let server = bound.listen(Arc::clone(&service)).map_err(taken)?;
         tokio::spawn(follower.follow(Arc::clone(&service)));
-        println!("listening on http://{}", server.address()?);
+        println!("listening on http://{address}");
         let drained = server
             .serve(async {
                 tokio::select! {

@@ -5,7 +5,7 @@ use std::{error::Error, fs, path::PathBuf, process::ExitCode, sync::Arc};
 use clap::Args;
 use neoc_abi::event::{Event, Finish, Mode, Module, ScriptError};
 
-use super::{default_cache_dir, load_policy, logging};
+use super::{default_cache_dir, load_policy, logging, this_machine};
 use crate::{
     audit::Audit,
     broker::Broker,
@@ -50,7 +50,9 @@ pub fn main(arguments: Arguments) -> super::Result {
     let settings = Settings { instances, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
     let audit = host.as_ref().and_then(|host| host.audit.as_deref()).map(Audit::to_file).transpose()?;
-    let broker = Arc::new(Broker::with_audit(Arc::new(audit.unwrap_or_default()), &version, [&tenant]));
+    // Nobody serves here.
+    let machine = this_machine(None)?;
+    let broker = Arc::new(Broker::with_audit(Arc::new(audit.unwrap_or_default()), &version, machine, [&tenant]));
     let capabilities = Arc::new(match &host {
         Some(host) => Capabilities::open(host, std::slice::from_ref(&tenant), Arc::clone(&broker))?,
         None => Capabilities::none(Arc::clone(&broker)),

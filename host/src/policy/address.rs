@@ -3,7 +3,8 @@
 //! A name rule never opens an address: an allowed name may resolve to `127.0.0.1`, by mistake or by
 //! malice. Public addresses pass; private and special ones pass only where the matching rule names a
 //! network that holds them; the last group never passes, also when named, because a tenant that reaches
-//! it reads the machine's own credentials.
+//! it reads the machine's own credentials. What is particular to one machine is in [`super::machine`], and so is
+//! the decision.
 //!
 //! | network | is | RFC |
 //! |---|---|---|
@@ -43,7 +44,7 @@ use std::{
 use ipnet::IpNet;
 use url::Host;
 
-use super::{error::Broken, refusal::Reason};
+use super::error::Broken;
 
 /// What the tables say of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,15 +55,8 @@ pub enum Class {
     Special(&'static str),
     /// Never reached. Holds what it is.
     Never(&'static str),
-}
-
-/// Why an address is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AddressRefusal {
-    /// The address in its canonical form. For the operator; a script must not learn it.
-    pub address: IpAddr,
-    /// [`Class::Special`] or [`Class::Never`].
-    pub class: Class,
+    /// Where this host listens: never reached. Not of the tables, see [`Machine`](super::Machine).
+    OwnListener,
 }
 
 const fn v4(a: u8, b: u8, c: u8, d: u8) -> Ipv4Addr {
@@ -124,25 +118,6 @@ const V6: &[(Ipv6Addr, u32, Class)] = &[
     (v6(0, 0, 0, 0, 0), 0, Class::Special("not global unicast")),
 ];
 
-/// Decides on an address, given the networks that the matching rules name.
-///
-/// # Errors
-/// [`AddressRefusal`] for an address that is neither public nor named, and for those that never pass.
-pub fn check<'a>(named: impl Iterator<Item = &'a IpNet> + Clone, address: IpAddr) -> Result<(), AddressRefusal> {
-    let address = address.to_canonical();
-    let class = classify(address);
-    let is_named = |address: IpAddr| named.clone().any(|network| network.contains(&address));
-    let passes = match class {
-        Class::Public => true,
-        Class::Never(_) => false,
-        Class::Special(_) => {
-            let inside = inside(address);
-            is_named(address) && inside.is_none_or(|inside| classify(inside) == Class::Public || is_named(inside))
-        }
-    };
-    if passes { Ok(()) } else { Err(AddressRefusal { address, class }) }
-}
-
 /// What the tables say of an address, also of one written as another.
 pub fn classify(address: IpAddr) -> Class {
     let address = address.to_canonical();
@@ -191,21 +166,6 @@ fn carried(address: IpAddr) -> [Option<Ipv4Addr>; 2] {
     }
 }
 
-/// Why an address is refused, and what it is.
-pub(super) fn reason(address: IpAddr) -> (Reason, &'static str) {
-    match classify(address) {
-        Class::Never(what) => (Reason::AddressNeverAllowed, what),
-        Class::Special(what) => (Reason::AddressNotAllowed, what),
-        // Only without any rule: then nothing passes.
-        Class::Public => (Reason::AddressNotAllowed, "public"),
-    }
-}
-
-/// Whether a rule could let an address pass.
-pub fn is_open_to_rules(address: IpAddr) -> bool {
-    !matches!(classify(address), Class::Never(_))
-}
-
 /// The addresses of a host, where it needs no resolver to know them: at most two.
 pub(super) struct KnownAddresses {
     addresses: [IpAddr; 2],
@@ -233,15 +193,6 @@ pub(super) fn known(host: Option<Host<&str>>) -> KnownAddresses {
         }
         _ => KnownAddresses { addresses: loopback, count: 0 },
     }
-}
-
-/// The networks that a rule names to let an address pass: none for a public one, else itself, and a
-/// special one that it carries.
-pub(super) fn networks(address: IpAddr) -> Vec<String> {
-    let address = address.to_canonical();
-    let special = |address: &IpAddr| classify(*address) != Class::Public;
-    let both = [Some(address), inside(address)].into_iter().flatten();
-    both.filter(special).map(|address| IpNet::from(address).to_string()).collect()
 }
 
 /// A network as a rule names it.
@@ -281,7 +232,9 @@ pub(super) fn parse_network(text: &str) -> Result<IpNet, Broken> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::SocketAddr;
+
+    use super::{super::Machine, *};
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect(text)
@@ -289,7 +242,7 @@ mod tests {
 
     fn allowed(named: &[&str], text: &str) -> bool {
         let named: Vec<IpNet> = named.iter().map(|network| network.parse().expect(network)).collect();
-        check(named.iter(), address(text)).is_ok()
+        Machine::default().check(named.iter(), SocketAddr::new(address(text), 80)).is_ok()
     }
 
     /// Everything there is, in both families.

@@ -8,10 +8,13 @@
 //!
 //! Judged by the very functions that the broker asks, so that an answer here is the answer of a run.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
-    Place, Reason, Refusal, Tenant, address, detach, fs, http,
+    Machine, Place, Reason, Refusal, Tenant, address, detach, fs, http,
     http::{TargetError, parse_target},
     kv,
     net::{self, Target},
@@ -156,16 +159,32 @@ impl Call {
         }
     }
 
-    /// Decides, as a run does. Its mode does not count: what a tenant in report mode may not do is refused here.
+    /// The addresses that it goes to, as far as they are known, with the port.
+    pub(super) fn destinations(&self) -> Vec<SocketAddr> {
+        let (address, known, port) = match self {
+            Self::Http { address, url, .. } => match parse_target(url) {
+                Ok(url) => (address, address::known(url.host()).to_vec(), url.port_or_known_default().unwrap_or(0)),
+                Err(_) => (address, Vec::new(), 0),
+            },
+            Self::Net { address, target } => match Target::parse(target) {
+                Ok(target) => (address, target.known_addresses(), target.port),
+                Err(_) => (address, Vec::new(), 0),
+            },
+            _ => return Vec::new(),
+        };
+        address.iter().copied().chain(known).map(|address| SocketAddr::new(address, port)).collect()
+    }
+
+    /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may not do is refused here.
     ///
     /// # Errors
     /// See [`NotAllowed`].
-    pub fn judge(&self, tenant: &Tenant) -> Result<Allowed, NotAllowed> {
+    pub fn judge(&self, tenant: &Tenant, machine: &Machine) -> Result<Allowed, NotAllowed> {
         let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
         let allow = &tenant.allow;
         let rule = match self {
-            Self::Http { method, url, address } => return judge_http(tenant, method, url, *address),
-            Self::Net { target, address } => return judge_net(tenant, target, *address),
+            Self::Http { method, url, address } => return judge_http(tenant, machine, method, url, *address),
+            Self::Net { target, address } => return judge_net(tenant, machine, target, *address),
             Self::Fs { action, path } => {
                 fs::decide(&allow.fs, &tenant.deny.fs, path, action.writes()).map(|located| located.grant.place.clone())
             }
@@ -187,10 +206,16 @@ impl Call {
 ///
 /// # Errors
 /// As [`Call::judge`], where each call that this may be is refused.
-pub fn judge_url(tenant: &Tenant, method: Option<&str>, url: &str, is_whole: bool) -> Result<(), NotAllowed> {
+pub fn judge_url(
+    tenant: &Tenant,
+    machine: &Machine,
+    method: Option<&str>,
+    url: &str,
+    is_whole: bool,
+) -> Result<(), NotAllowed> {
     let is_path_whole = is_whole || url.contains(['?', '#']);
     if let Some(method) = method.filter(|_| is_path_whole) {
-        return judge_http(tenant, method, url, None).map(drop);
+        return judge_http(tenant, machine, method, url, None).map(drop);
     }
     let authority = url.split_once("://").map_or("", |(_, rest)| rest);
     if !is_whole && !authority.contains(['/', '?', '#']) {
@@ -201,36 +226,43 @@ pub fn judge_url(tenant: &Tenant, method: Option<&str>, url: &str, is_whole: boo
         Err(error) if is_whole => return Err(NotAllowed::target(tenant, error)),
         Err(_) => return Ok(()),
     };
-    http::decide_start(&tenant.allow.http, method, &url)
+    http::decide_start(&tenant.allow.http, machine, method, &url)
         .map_err(|refusal| NotAllowed::Refused(refusal.with_fix(tenant)))
 }
 
-fn judge_http(tenant: &Tenant, method: &str, url: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
+fn judge_http(
+    tenant: &Tenant,
+    machine: &Machine,
+    method: &str,
+    url: &str,
+    address: Option<IpAddr>,
+) -> Result<Allowed, NotAllowed> {
     let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
     let rules = &tenant.allow.http;
     let url = parse_target(url).map_err(|error| NotAllowed::target(tenant, error))?;
-    let matched = http::decide(rules, method, &url).map_err(refused)?;
+    let matched = http::decide(rules, machine, method, &url).map_err(refused)?;
     let known = address.map_or_else(|| address::known(url.host()).to_vec(), |address| vec![address]);
     if let Some(address) = address {
-        http::check_address(rules, &matched, method, &url, address).map_err(refused)?;
+        http::check_address(rules, machine, &matched, method, &url, address).map_err(refused)?;
     }
-    let rule = http::place_at(rules, &matched, &known).ok_or_else(|| {
+    let rule = http::place_at(rules, machine, &matched, &url, &known).ok_or_else(|| {
         // The decision before allowed it, so there is a rule.
         NotAllowed::Refused(Refusal::new(http::CAPABILITY, url.as_str(), Reason::NotGranted))
     })?;
     Ok(Allowed { rule, is_address_open: known.is_empty() })
 }
 
-fn judge_net(tenant: &Tenant, target: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
+fn judge_net(tenant: &Tenant, machine: &Machine, target: &str, address: Option<IpAddr>) -> Result<Allowed, NotAllowed> {
     let refused = |refusal: Refusal| NotAllowed::Refused(refusal.with_fix(tenant));
     let rules = &tenant.allow.net;
     let target = Target::parse(target).map_err(|error| NotAllowed::target(tenant, error))?;
-    let matched = net::decide(rules, &tenant.deny.net, &target).map_err(refused)?;
+    let matched = net::decide(rules, &tenant.deny.net, machine, &target).map_err(refused)?;
     let known = address.map_or_else(|| target.known_addresses(), |address| vec![address]);
-    if let Some(address) = address.filter(|address| !net::allows_address(rules, &matched, *address)) {
-        return Err(refused(net::refuse_address(rules, &matched, &target, address)));
+    let passes = |address: &IpAddr| net::allows_address(rules, machine, &matched, target.at(*address));
+    if let Some(address) = address.filter(|address| !passes(address)) {
+        return Err(refused(net::refuse_address(rules, machine, &matched, &target, address)));
     }
-    let rule = net::place(rules, &matched, &known).ok_or_else(|| {
+    let rule = net::place(rules, machine, &matched, &target, &known).ok_or_else(|| {
         // The decision before allowed it, so there is a rule.
         NotAllowed::Refused(Refusal::new(net::CAPABILITY, &target.to_string(), Reason::NotGranted))
     })?;
@@ -320,7 +352,7 @@ mod tests {
         let policy = Policy::parse(POLICY, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
         let address = address.map(|address| address.parse().expect("an address"));
         let call = Call::parse(text).expect(text).at(address);
-        match call.judge(policy.tenant("a").expect("there")) {
+        match call.judge(policy.tenant("a").expect("there"), &Machine::default()) {
             Ok(Allowed { rule, is_address_open }) => format!("{rule}{}", if is_address_open { " open" } else { "" }),
             Err(problem) => problem.label().to_owned(),
         }
@@ -386,7 +418,8 @@ mod tests {
             (Some("GET"), "http://127.1/", false, "ok"),
             (None, "http://127.1/", true, "bad_target"),
         ] {
-            let label = judge_url(tenant, method, text, is_whole).map_or_else(|problem| problem.label(), |()| "ok");
+            let label = judge_url(tenant, &Machine::default(), method, text, is_whole)
+                .map_or_else(|problem| problem.label(), |()| "ok");
             assert_eq!(label, expected, "{method:?} {text} {is_whole}");
         }
     }

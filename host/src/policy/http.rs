@@ -17,7 +17,11 @@
 
 mod index;
 
-use std::{fmt, net::IpAddr, ops::Range};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+};
 
 use ipnet::IpNet;
 use toml::Spanned;
@@ -26,7 +30,7 @@ use url::Url;
 use self::index::{Index, OddPath, least};
 pub use super::target::{TargetError, parse_redirect, parse_target};
 use super::{
-    Place, address,
+    Machine, Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
     origin::OriginPattern,
@@ -154,6 +158,8 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Nearest {
     None,
+    /// None, as in report mode, for an address that would need one.
+    Address(IpAddr),
     /// One of those that allow; with the address that it does not let pass.
     Allow(usize, Option<IpAddr>),
     /// One of those that deny.
@@ -164,7 +170,7 @@ enum Nearest {
 ///
 /// # Errors
 /// Any [`Reason`] of a host, a path, a method or an address.
-pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verdict> {
+pub fn verdict(rules: &Rules, machine: &Machine, method: &str, url: &Url) -> Result<HttpMatch, Verdict> {
     let refuse = |reason, nearest| Err(Verdict { reason, nearest });
     if !is_method(method) || REFUSED_METHODS.contains(&method) {
         return refuse(Reason::MethodNotAllowed, Nearest::None);
@@ -178,7 +184,7 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
         let Some(rule) = rules.get(index).filter(|rule| rule.allows_method(method)) else { return };
         first_match = least(first_match, index);
         // `localhost` has two addresses; one that passes is enough to go on.
-        is_open |= known.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+        is_open |= known.iter().any(|address| machine.check(rule.addresses.iter(), at(url, *address)).is_ok());
     });
     let Some(first_match) = first_match else {
         return match (found.of_path, found.of_origin) {
@@ -188,8 +194,9 @@ pub fn verdict(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Verd
             (None, None) => refuse(Reason::HostNotAllowed, Nearest::None),
         };
     };
-    if let Some(address) = known.first().filter(|_| !is_open) {
-        return refuse(address::reason(*address).0, Nearest::Allow(first_match, Some(*address)));
+    let never = known.iter().find(|address| !machine.is_open_to_rules(at(url, **address)));
+    if let Some(address) = never.or(known.first()).filter(|_| !is_open) {
+        return refuse(machine.reason(at(url, *address)).0, Nearest::Allow(first_match, Some(*address)));
     }
     let mut matched = Vec::new();
     rules.allow_index.find(url, |index| {
@@ -217,9 +224,9 @@ fn denied_by(rules: &Rules, method: &str, url: &Url) -> Option<usize> {
 ///
 /// # Errors
 /// As [`verdict`].
-pub fn decide(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Refusal> {
-    let call = Call { rules, method, url, is_path_known: true };
-    verdict(rules, method, url).map_err(|verdict| call.explain(verdict))
+pub fn decide(rules: &Rules, machine: &Machine, method: &str, url: &Url) -> Result<HttpMatch, Refusal> {
+    let call = Call { rules, machine, method, url, is_path_known: true };
+    verdict(rules, machine, method, url).map_err(|verdict| call.explain(verdict))
 }
 
 /// Whether every call is refused whose URL begins so, of which the rest of the path, and perhaps the method, is not
@@ -227,9 +234,9 @@ pub fn decide(rules: &Rules, method: &str, url: &Url) -> Result<HttpMatch, Refus
 ///
 /// # Errors
 /// The refusal of all these calls. Without one, some of them may be allowed or not.
-pub fn decide_start(rules: &Rules, method: Option<&str>, url: &Url) -> Result<(), Refusal> {
+pub fn decide_start(rules: &Rules, machine: &Machine, method: Option<&str>, url: &Url) -> Result<(), Refusal> {
     let given = method.unwrap_or("GET");
-    let Err(found) = verdict(rules, given, url) else { return Ok(()) };
+    let Err(found) = verdict(rules, machine, given, url) else { return Ok(()) };
     let is_certain = match found.reason {
         Reason::NotGranted | Reason::HostNotAllowed | Reason::AddressNeverAllowed => true,
         // The rule may be for this very path, or for some methods: then it does not deny what is odd.
@@ -243,55 +250,71 @@ pub fn decide_start(rules: &Rules, method: Option<&str>, url: &Url) -> Result<()
         Reason::MethodNotAllowed => found.nearest == Nearest::None,
         _ => false,
     };
-    let call = Call { rules, method: given, url, is_path_known: false };
+    let call = Call { rules, machine, method: given, url, is_path_known: false };
     if is_certain { Err(call.explain(found)) } else { Ok(()) }
 }
 
 /// Whether a matched call may be connected to an address. To be asked of every address before it is
 /// dialled, and of the peer's address afterwards.
-pub fn allows_address(rules: &Rules, matched: &HttpMatch, address: IpAddr) -> bool {
+pub fn allows_address(rules: &Rules, machine: &Machine, matched: &HttpMatch, to: SocketAddr) -> bool {
     // Without a rule, as in report mode, no private address is named.
     if matched.rules.is_empty() {
-        return address::check([].iter(), address).is_ok();
+        return machine.check([].iter(), to).is_ok();
     }
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
-    matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
+    matched.any(|rule| machine.check(rule.addresses.iter(), to).is_ok())
 }
 
 /// Where the rule stands that allows a call, as far as its address is known.
-pub fn place(rules: &Rules, matched: &HttpMatch, url: &Url) -> Option<Place> {
-    place_at(rules, matched, &address::known(url.host()))
+pub fn place(rules: &Rules, machine: &Machine, matched: &HttpMatch, url: &Url) -> Option<Place> {
+    place_at(rules, machine, matched, url, &address::known(url.host()))
 }
 
 /// Where the first of the matched rules stands that lets one of these addresses pass; without addresses the first of all.
-pub fn place_at(rules: &Rules, matched: &HttpMatch, addresses: &[IpAddr]) -> Option<Place> {
+pub fn place_at(
+    rules: &Rules,
+    machine: &Machine,
+    matched: &HttpMatch,
+    url: &Url,
+    addresses: &[IpAddr],
+) -> Option<Place> {
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
-    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+    let passes =
+        |rule: &Rule| addresses.iter().any(|address| machine.check(rule.addresses.iter(), at(url, *address)).is_ok());
     matched.find(|rule| addresses.is_empty() || passes(rule)).map(|rule| rule.place.clone())
 }
 
 /// [`allows_address`], with a refusal that says why not.
 ///
 /// # Errors
-/// [`Reason::AddressNotAllowed`] or [`Reason::AddressNeverAllowed`].
+/// [`Reason::AddressNotAllowed`], [`Reason::AddressNeverAllowed`] or [`Reason::OwnListener`].
 pub fn check_address(
     rules: &Rules,
+    machine: &Machine,
     matched: &HttpMatch,
     method: &str,
     url: &Url,
     address: IpAddr,
 ) -> Result<(), Refusal> {
-    if allows_address(rules, matched, address) {
+    let to = at(url, address);
+    if allows_address(rules, machine, matched, to) {
         return Ok(());
     }
-    let nearest = matched.rules.first().map_or(Nearest::None, |first| Nearest::Allow(*first, Some(address)));
-    let call = Call { rules, method, url, is_path_known: true };
-    Err(call.explain(Verdict { reason: address::reason(address).0, nearest }))
+    let nearest =
+        matched.rules.first().map_or(Nearest::Address(address), |first| Nearest::Allow(*first, Some(address)));
+    let call = Call { rules, machine, method, url, is_path_known: true };
+    Err(call.explain(Verdict { reason: machine.reason(to).0, nearest }))
+}
+
+/// An address of the URL's host, on the URL's port. A URL that is allowed has one; no listener is on port 0.
+fn at(url: &Url, address: IpAddr) -> SocketAddr {
+    SocketAddr::new(address, url.port_or_known_default().unwrap_or(0))
 }
 
 /// A call, for the words of its refusal.
 struct Call<'a> {
     rules: &'a Rules,
+    machine: &'a Machine,
     method: &'a str,
     url: &'a Url,
     /// Whether that is the whole path.
@@ -305,6 +328,7 @@ impl Call<'_> {
         match nearest {
             Nearest::None if reason == Reason::MethodNotAllowed => refusal.note("a method that no rule can allow"),
             Nearest::None => self.with_remedy(refusal, None),
+            Nearest::Address(address) => self.at_address(refusal, address),
             // No fix: it stands in the file on purpose, and nothing that is added could outdo it.
             Nearest::Deny(index) => match self.rules.deny.get(index) {
                 Some(rule) => refusal.near(&rule.place),
@@ -315,17 +339,19 @@ impl Call<'_> {
                     Some(rule) => refusal.near(&rule.place),
                     None => refusal,
                 };
-                let address = address.map(|address| address.to_canonical());
-                let refusal = match address {
-                    Some(address) => {
-                        let what = address::reason(address).1;
-                        refusal.operator_note(format!("the address is {address}, {what}"))
-                    }
-                    None => refusal,
-                };
-                self.with_remedy(refusal, address)
+                match address {
+                    Some(address) => self.at_address(refusal, address),
+                    None => self.with_remedy(refusal, None),
+                }
             }
         }
+    }
+
+    /// Adds what is to be said of an address.
+    fn at_address(&self, refusal: Refusal, address: IpAddr) -> Refusal {
+        let address = address.to_canonical();
+        let what = self.machine.reason(at(self.url, address)).1;
+        self.with_remedy(refusal.operator_note(format!("the address is {address}, {what}")), Some(address))
     }
 
     fn refuse(&self, reason: Reason) -> Refusal {
@@ -340,7 +366,7 @@ impl Call<'_> {
         // A script may be told an address that stands in its own URL, and no other.
         let addresses_are_known = resolved.is_none_or(|address| known.contains(&address));
         let addresses: Vec<IpAddr> = if addresses_are_known { known.to_vec() } else { resolved.into_iter().collect() };
-        if addresses.iter().any(|address| !address::is_open_to_rules(*address)) {
+        if addresses.iter().any(|address| !self.machine.is_open_to_rules(at(self.url, *address))) {
             return refusal;
         }
         refusal.remedy(Remedy::Http {
@@ -349,7 +375,7 @@ impl Call<'_> {
             path: Some(self.url.path())
                 .filter(|path| self.is_path_known && PathPattern::parse(path).is_ok())
                 .map(str::to_owned),
-            addresses: addresses.into_iter().flat_map(address::networks).collect(),
+            addresses: addresses.into_iter().flat_map(|address| self.machine.networks(address)).collect(),
             addresses_are_known,
         })
     }
@@ -488,12 +514,14 @@ mod tests {
             ("GET", "http://169.254.169.254/latest", Err(Reason::AddressNeverAllowed)),
             ("GET", "http://localhost:9000/", Err(Reason::HostNotAllowed)),
         ] {
-            let decision =
-                decide(&rules(), method, &url(target)).map(|matched| matched.rules).map_err(|refusal| refusal.reason);
+            let decision = decide(&rules(), &Machine::default(), method, &url(target))
+                .map(|matched| matched.rules)
+                .map_err(|refusal| refusal.reason);
             assert_eq!(decision, expected, "{method} {target}");
         }
         assert_eq!(
-            decide(&Rules::default(), "GET", &url("https://a.example")).map_err(|refusal| refusal.reason),
+            decide(&Rules::default(), &Machine::default(), "GET", &url("https://a.example"))
+                .map_err(|refusal| refusal.reason),
             Err(Reason::NotGranted)
         );
     }
@@ -544,8 +572,9 @@ mod tests {
             ("GET", "https://api.example.com/v1/%00", Err(Reason::PathNotAllowed)),
             ("GET", "https://api.example.com/v1/%252e", Err(Reason::PathNotAllowed)),
         ] {
-            let decision =
-                decide(&rules, method, &url(target)).map(|found| found.rules).map_err(|refusal| refusal.reason);
+            let decision = decide(&rules, &Machine::default(), method, &url(target))
+                .map(|found| found.rules)
+                .map_err(|refusal| refusal.reason);
             assert_eq!(decision, expected, "{method} {target}");
         }
     }
@@ -586,7 +615,7 @@ mod tests {
             ("POST", "http://127.0.0.1:9000/", false),
             ("GET", "http://127.0.0.1:9000/", true),
         ] {
-            let decision = decide(&rules, method, &url(target));
+            let decision = decide(&rules, &Machine::default(), method, &url(target));
             assert_eq!(decision.is_ok(), allowed, "{method} {target}: {decision:?}");
             if let Err(refusal) = decision {
                 assert_eq!((refusal.reason, refusal.fix), (Reason::DeniedByRule, None), "{method} {target}");
@@ -646,7 +675,8 @@ mod tests {
                     let url = url(&format!("{host}{path}"));
                     let slow: Vec<usize> =
                         (0..rules.allow.len()).filter(|index| fits(&rules.allow[*index], method, &url)).collect();
-                    let fast = verdict(&rules, method, &url).map(|found| found.rules).unwrap_or_default();
+                    let fast =
+                        verdict(&rules, &Machine::default(), method, &url).map(|found| found.rules).unwrap_or_default();
                     assert_eq!(fast, slow, "{method} {url}");
                 }
             }
@@ -666,27 +696,38 @@ mod tests {
             ("GET", "http://127.0.0.1:9000/", "::ffff:127.0.0.1", Ok(())),
             ("GET", "http://127.0.0.1:9000/", "192.168.0.1", Err(Reason::AddressNotAllowed)),
         ] {
-            let matched = decide(&rules(), method, &url(target)).expect(target);
+            let matched = decide(&rules(), &Machine::default(), method, &url(target)).expect(target);
             let address: IpAddr = address.parse().expect(address);
-            let decision =
-                check_address(&rules(), &matched, method, &url(target), address).map_err(|refusal| refusal.reason);
+            let decision = check_address(&rules(), &Machine::default(), &matched, method, &url(target), address)
+                .map_err(|refusal| refusal.reason);
             assert_eq!(decision, expected, "{method} {target} at {address}");
         }
     }
 
     #[test]
     fn a_match_that_belongs_to_other_rules_allows_nothing() {
-        let matched = decide(&rules(), "GET", &url("https://api.example.com/")).expect("allowed");
+        let matched = decide(&rules(), &Machine::default(), "GET", &url("https://api.example.com/")).expect("allowed");
         let address = "93.184.215.14".parse().expect("an address");
-        assert!(check_address(&Rules::default(), &matched, "GET", &url("https://api.example.com/"), address).is_err());
+        assert!(
+            check_address(
+                &Rules::default(),
+                &Machine::default(),
+                &matched,
+                "GET",
+                &url("https://api.example.com/"),
+                address
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn a_script_never_learns_what_a_name_resolved_to() {
         let target = url("https://api.example.com/x?token=secret");
-        let matched = decide(&rules(), "GET", &target).expect("allowed");
+        let matched = decide(&rules(), &Machine::default(), "GET", &target).expect("allowed");
         let address = "192.168.7.9".parse().expect("an address");
-        let refusal = check_address(&rules(), &matched, "GET", &target, address).expect_err("private");
+        let refusal =
+            check_address(&rules(), &Machine::default(), &matched, "GET", &target, address).expect_err("private");
         let refusal = refusal.with_fix(&super::super::Tenant::without_grants("acme", "main.luau"));
         let detail = refusal.operator_detail();
         assert_eq!(
@@ -736,18 +777,20 @@ mod tests {
             (any, "http://169.254.169.254/", Err(Reason::AddressNeverAllowed)),
             (Some("TRACE"), "https://a.example/", Err(Reason::MethodNotAllowed)),
         ] {
-            let decision = decide_start(&rules, method, &url(start));
+            let decision = decide_start(&rules, &Machine::default(), method, &url(start));
             assert_eq!(decision.map_err(|refusal| refusal.reason), expected, "{method:?} {start}");
         }
         let tenant = super::super::Tenant::without_grants("acme", "main.luau");
-        let refusal = decide_start(&Rules::default(), any, &url("https://a.example/v1/")).expect_err("no rules");
+        let refusal = decide_start(&Rules::default(), &Machine::default(), any, &url("https://a.example/v1/"))
+            .expect_err("no rules");
         let fix = "[[tenant.acme.allow.http]]\nhosts = [\"https://a.example\"]\nmethods = [\"GET\"]\n";
         assert_eq!(refusal.with_fix(&tenant).fix.as_deref(), Some(fix));
     }
 
     #[test]
     fn a_query_is_not_repeated() {
-        let refusal = decide(&rules(), "GET", &url("https://other.example/x?token=secret#y")).expect_err("not granted");
+        let refusal = decide(&rules(), &Machine::default(), "GET", &url("https://other.example/x?token=secret#y"))
+            .expect_err("not granted");
         assert_eq!(refusal.target, "GET https://other.example/x");
     }
 

@@ -18,6 +18,7 @@
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
 //! | [`secret`] | what a script may use and not read, and where it may go |
 //! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
+//! | [`machine`] | which addresses are this machine's own, and the decision on one |
 //! | [`call`], [`suggest`] | a call as an operator writes it, and the smallest policy for many |
 //! | [`changes`] | what differs between two policies |
 //! | [`refusal`], `fix` | why a call is refused, and what would allow it |
@@ -38,6 +39,7 @@ pub mod keys;
 pub mod kv;
 pub mod limits;
 pub mod log;
+pub mod machine;
 pub mod net;
 pub mod origin;
 pub mod path;
@@ -64,6 +66,7 @@ pub use changes::Changes;
 pub use error::{PolicyError, PolicyErrors, Snippet};
 pub use host::{Host, Preemption};
 pub use limits::{Limits, MAX_BODY_BYTES, Rate};
+pub use machine::Machine;
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};

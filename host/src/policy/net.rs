@@ -9,7 +9,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
 };
 
@@ -18,7 +18,7 @@ use toml::Spanned;
 use url::Host;
 
 use super::{
-    Place, address,
+    Machine, Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
     origin::{HostFault, HostPattern, canonical_host, split_port},
@@ -160,6 +160,11 @@ impl Target {
         address::known(Some(self.borrowed_host())).to_vec()
     }
 
+    /// An address of the host, on the port.
+    pub(super) fn at(&self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, self.port)
+    }
+
     fn borrowed_host(&self) -> Host<&str> {
         match &self.host {
             Host::Domain(name) => Host::Domain(name),
@@ -219,8 +224,8 @@ impl EndpointPattern {
 ///
 /// # Errors
 /// Any [`Reason`] of a host or an address.
-pub fn decide(rules: &[Rule], denies: &[Deny], target: &Target) -> Result<NetMatch, Refusal> {
-    let call = Call { rules, target };
+pub fn decide(rules: &[Rule], denies: &[Deny], machine: &Machine, target: &Target) -> Result<NetMatch, Refusal> {
+    let call = Call { rules, machine, target };
     let denied = denies.iter().find(|deny| deny.endpoints.iter().any(|one| one.matches(target)));
     if let Some(deny) = denied {
         return Err(call.refuse(Reason::DeniedByRule).near(&deny.place));
@@ -234,8 +239,9 @@ pub fn decide(rules: &[Rule], denies: &[Deny], target: &Target) -> Result<NetMat
     let matched = NetMatch { rules: matched };
     let known = address::known(Some(target.borrowed_host()));
     // `localhost` has two addresses; one that passes is enough to go on.
-    match known.first() {
-        Some(first) if !known.iter().any(|address| allows_address(rules, &matched, *address)) => {
+    let never = known.iter().find(|address| !is_open_to_rules(machine, target.at(**address)));
+    match never.or(known.first()) {
+        Some(first) if !known.iter().any(|address| allows_address(rules, machine, &matched, target.at(*address))) => {
             Err(call.refuse_address(&matched, *first))
         }
         _ => Ok(matched),
@@ -244,26 +250,39 @@ pub fn decide(rules: &[Rule], denies: &[Deny], target: &Target) -> Result<NetMat
 
 /// Whether a matched call may be connected to an address. To be asked of every address before it is
 /// dialled.
-pub fn allows_address(rules: &[Rule], matched: &NetMatch, address: IpAddr) -> bool {
+pub fn allows_address(rules: &[Rule], machine: &Machine, matched: &NetMatch, to: SocketAddr) -> bool {
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
-    !reaches_many(address) && matched.any(|rule| address::check(rule.addresses.iter(), address).is_ok())
+    !reaches_many(to.ip()) && matched.any(|rule| machine.check(rule.addresses.iter(), to).is_ok())
 }
 
 /// The refusal of an address that [`allows_address`] does not let pass.
-pub fn refuse_address(rules: &[Rule], matched: &NetMatch, target: &Target, address: IpAddr) -> Refusal {
-    Call { rules, target }.refuse_address(matched, address)
+pub fn refuse_address(
+    rules: &[Rule],
+    machine: &Machine,
+    matched: &NetMatch,
+    target: &Target,
+    address: IpAddr,
+) -> Refusal {
+    Call { rules, machine, target }.refuse_address(matched, address)
 }
 
 /// Where the rule stands that allows a call; with addresses, the first that lets one of them pass.
-pub fn place(rules: &[Rule], matched: &NetMatch, addresses: &[IpAddr]) -> Option<Place> {
+pub fn place(
+    rules: &[Rule],
+    machine: &Machine,
+    matched: &NetMatch,
+    target: &Target,
+    addresses: &[IpAddr],
+) -> Option<Place> {
     let mut matched = matched.rules.iter().filter_map(|index| rules.get(*index));
-    let passes = |rule: &Rule| addresses.iter().any(|address| address::check(rule.addresses.iter(), *address).is_ok());
+    let passes =
+        |rule: &Rule| addresses.iter().any(|address| machine.check(rule.addresses.iter(), target.at(*address)).is_ok());
     matched.find(|rule| addresses.is_empty() || passes(rule)).map(|rule| rule.place.clone())
 }
 
 /// Whether a rule could let an address pass.
-pub fn is_open_to_rules(address: IpAddr) -> bool {
-    !reaches_many(address) && address::is_open_to_rules(address)
+pub fn is_open_to_rules(machine: &Machine, to: SocketAddr) -> bool {
+    !reaches_many(to.ip()) && machine.is_open_to_rules(to)
 }
 
 fn reaches_many(address: IpAddr) -> bool {
@@ -274,6 +293,7 @@ fn reaches_many(address: IpAddr) -> bool {
 /// A call, for the words of its refusal.
 struct Call<'a> {
     rules: &'a [Rule],
+    machine: &'a Machine,
     target: &'a Target,
 }
 
@@ -287,7 +307,7 @@ impl Call<'_> {
         let (reason, what) = if reaches_many(address) {
             (Reason::AddressNeverAllowed, "one that reaches many")
         } else {
-            address::reason(address)
+            self.machine.reason(self.target.at(address))
         };
         let refusal = self.refuse(reason).operator_note(format!("the address is {address}, {what}"));
         let refusal = match matched.rules.first().and_then(|first| self.rules.get(*first)) {
@@ -303,12 +323,12 @@ impl Call<'_> {
         // A script may be told an address that stands in its own target, and no other.
         let addresses_are_known = resolved.is_none_or(|address| known.contains(&address));
         let addresses: Vec<IpAddr> = if addresses_are_known { known.to_vec() } else { resolved.into_iter().collect() };
-        if addresses.iter().any(|address| !is_open_to_rules(*address)) {
+        if addresses.iter().any(|address| !is_open_to_rules(self.machine, self.target.at(*address))) {
             return refusal;
         }
         refusal.remedy(Remedy::Net {
             endpoint: self.target.to_string(),
-            addresses: addresses.into_iter().flat_map(address::networks).collect(),
+            addresses: addresses.into_iter().flat_map(|address| self.machine.networks(address)).collect(),
             addresses_are_known,
         })
     }
@@ -370,7 +390,7 @@ mod tests {
     }
 
     fn reason(rules: &[Rule], text: &str) -> Option<Reason> {
-        decide(rules, &[], &target(text)).err().map(|refusal| refusal.reason)
+        decide(rules, &[], &Machine::default(), &target(text)).err().map(|refusal| refusal.reason)
     }
 
     #[test]
@@ -444,9 +464,10 @@ mod tests {
             endpoints: vec![pattern("tcp://db.example.com:5432")],
             place: Place::new(std::path::Path::new("p.toml"), 7),
         }];
-        let refusal = decide(&rules, &denies, &target("tcp://db.example.com:5432")).expect_err("denied");
+        let refusal =
+            decide(&rules, &denies, &Machine::default(), &target("tcp://db.example.com:5432")).expect_err("denied");
         assert_eq!((refusal.reason, refusal.fix), (Reason::DeniedByRule, None));
-        assert!(decide(&rules, &denies, &target("tcp://other.example.com:5432")).is_ok());
+        assert!(decide(&rules, &denies, &Machine::default(), &target("tcp://other.example.com:5432")).is_ok());
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub enum Reason {
     AddressNotAllowed,
     /// The address is link-local or a metadata service.
     AddressNeverAllowed,
+    /// The host itself listens at the address.
+    OwnListener,
     /// No grant covers the path.
     PathNotGranted,
     /// The grant that covers the path is for reading.
@@ -80,13 +82,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotGranted,
         Self::HostNotAllowed,
         Self::PathNotAllowed,
         Self::MethodNotAllowed,
         Self::AddressNotAllowed,
         Self::AddressNeverAllowed,
+        Self::OwnListener,
         Self::PathNotGranted,
         Self::PathNotWritable,
         Self::BadTarget,
@@ -103,6 +106,7 @@ impl Reason {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::AddressNeverAllowed => "address_never_allowed",
+            Self::OwnListener => "own_listener",
             Self::PathNotGranted => "path_not_granted",
             Self::PathNotWritable => "path_not_writable",
             Self::BadTarget => "bad_target",
@@ -119,6 +123,7 @@ impl Reason {
             Self::MethodNotAllowed => "no rule for this host lists the method",
             Self::AddressNotAllowed => "the host has a private or special address that no rule names",
             Self::AddressNeverAllowed => "the host has a link-local or metadata address, which no rule can allow",
+            Self::OwnListener => "this host listens there itself, which no rule can allow",
             Self::PathNotGranted => "no grant covers this path",
             Self::PathNotWritable => "the grant that covers this path is for reading",
             Self::DeniedByRule => "a rule denies it",
@@ -271,6 +276,7 @@ mod tests {
                 "method_not_allowed",
                 "address_not_allowed",
                 "address_never_allowed",
+                "own_listener",
                 "path_not_granted",
                 "path_not_writable",
                 "bad_target",

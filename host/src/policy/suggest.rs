@@ -10,12 +10,10 @@ use std::{
 };
 
 use super::{
-    address,
+    Machine,
     call::{Call, NotAllowed},
     fix::{Remedy, new_dir, quoted},
     fs::Access,
-    http,
-    net::Target,
     secret,
     tenant::Tenant,
 };
@@ -75,23 +73,21 @@ struct Directory {
 impl Suggestion {
     /// Takes `n` calls of the same kind in, unless the tenant's policy allows them. A tenant that has none is
     /// given with [`Tenant::without_grants`].
-    pub fn add(&mut self, tenant: &Tenant, call: &Call, n: u64) {
-        let refusal = match call.judge(tenant) {
+    pub fn add(&mut self, tenant: &Tenant, machine: &Machine, call: &Call, n: u64) {
+        let refusal = match call.judge(tenant, machine) {
             Ok(_) => return,
             Err(NotAllowed::Refused(refusal)) => refusal,
             // A mistake of the script, whatever the policy says.
             Err(NotAllowed::Invalid(_)) => return,
         };
         let wanted = self.tenants.entry(tenant.name.clone()).or_default();
-        let (address, known) = match call {
-            Call::Http { address, url, .. } => {
-                (*address, http::parse_target(url).map(|url| address::known(url.host()).to_vec()))
-            }
-            Call::Net { target, address } => (*address, Target::parse(target).map(|target| target.known_addresses())),
-            _ => (None, Ok(Vec::new())),
+        let address = match call {
+            Call::Http { address, .. } | Call::Net { address, .. } => *address,
+            _ => None,
         };
-        let never = address.iter().chain(known.iter().flatten()).any(|address| !address::is_open_to_rules(*address));
-        match refusal.wanted().filter(|_| !never) {
+        let destinations = call.destinations();
+        let never = destinations.iter().find(|to| !machine.is_open_to_rules(**to));
+        match refusal.wanted().filter(|_| never.is_none()) {
             Some(remedy) => {
                 wanted.add(remedy, n);
                 // A host that is not allowed yet has no word on its address; it will be judged all the same.
@@ -101,12 +97,12 @@ impl Suggestion {
                         Remedy::Net { endpoint, .. } => wanted.net.get_mut(endpoint).map(|(addresses, _)| addresses),
                         _ => None,
                     };
-                    named.into_iter().for_each(|named| named.extend(address::networks(address)));
+                    named.into_iter().for_each(|named| named.extend(machine.networks(address)));
                 }
             }
             None => {
-                let label = if never { "address_never_allowed" } else { refusal.reason.as_str() };
-                *wanted.never.entry((call.to_string(), label)).or_default() += n;
+                let reason = never.map_or(refusal.reason, |to| machine.reason(*to).0);
+                *wanted.never.entry((call.to_string(), reason.as_str())).or_default() += n;
             }
         }
     }
@@ -269,7 +265,12 @@ mod tests {
         let mut suggestion = Suggestion::default();
         for (call, address) in calls {
             let address = address.map(|address| address.parse().expect("an address"));
-            suggestion.add(policy.tenant("a").expect("there"), &Call::parse(call).expect(call).at(address), 1);
+            suggestion.add(
+                policy.tenant("a").expect("there"),
+                &Machine::default(),
+                &Call::parse(call).expect(call).at(address),
+                1,
+            );
         }
         suggestion.to_toml()
     }
@@ -305,7 +306,11 @@ mod tests {
             Policy::parse(&format!("{BASE}{text}"), Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
         let judge = |text: &str, address: Option<&str>| {
             let address = address.map(|address| address.parse().expect("an address"));
-            Call::parse(text).expect(text).at(address).judge(policy.tenant("a").expect("there")).is_ok()
+            Call::parse(text)
+                .expect(text)
+                .at(address)
+                .judge(policy.tenant("a").expect("there"), &Machine::default())
+                .is_ok()
         };
         for (call, address) in CALLS {
             assert!(judge(call, address), "{call}");

@@ -260,7 +260,7 @@ mod tests {
         assert!(workers::decide(tenant.allow.workers.as_ref(), "./m").is_err());
         assert!(fs::decide(&tenant.allow.fs, &tenant.deny.fs, "/data/x", false).is_err());
         let url = http::parse_target("https://example.com").expect("a URL");
-        assert!(http::decide(&tenant.allow.http, "GET", &url).is_err());
+        assert!(http::decide(&tenant.allow.http, &super::super::Machine::default(), "GET", &url).is_err());
         assert_eq!((tenant.limits.cpu, tenant.limits.wall), (Duration::from_secs(5), Duration::from_secs(60)));
     }
 }

@@ -86,6 +86,7 @@ fn every_key_of_a_file_is_enforced_as_written() {
             preemption: Preemption::Epoch,
             audit: Some("policies/../audit.jsonl".into()),
             dns: Vec::new(),
+            self_calls: false,
         }
     );
     let at = |line| Place::new(Path::new("policies/demo.toml"), line);
@@ -210,7 +211,8 @@ script = "c.luau"
     assert_eq!(shown("beta"), (16, 30, 10, Mode::Report, vec![18, 6], Some((2, 16)), Some(5)));
     assert_eq!(shown("gamma"), (16, 40, 20, Mode::Enforce, vec![6], None, Some(5)));
     let url = http::parse_target("https://admin.example/").expect("a URL");
-    let refusal = http::decide(&policy.tenant("acme").expect("there").allow.http, "GET", &url).expect_err("denied");
+    let refusal = http::decide(&policy.tenant("acme").expect("there").allow.http, &Machine::default(), "GET", &url)
+        .expect_err("denied");
     assert_eq!(refusal.reason, Reason::DeniedByRule, "no tenant gets round what the defaults deny");
     assert_eq!(refusal.rule.map(|rule| rule.line), Some(8));
 }

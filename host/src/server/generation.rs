@@ -3,13 +3,13 @@
 //! A request takes the generation that is in force when it comes, and keeps it to its end. So it sees one
 //! policy, one set of scripts and one set of open directories, whatever is loaded meanwhile.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
 use crate::{
     audit::{self, Audit},
     broker::Broker,
-    capability::{Capabilities, OpenError},
-    policy::{self, Changes, Host, Policy},
+    capability::{Capabilities, OpenError, connect::own_addresses},
+    policy::{self, Changes, Host, Machine, Policy},
     runtime::Runtime,
     tenant::{ScriptProblem, Tenant},
 };
@@ -34,6 +34,9 @@ pub enum LoadError {
     /// What a grant needs cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Which addresses are this machine's own is not known, so no address can be judged.
+    #[error("cannot list the addresses of this machine: {0}")]
+    Addresses(#[source] io::Error),
     /// The audit file cannot be written.
     #[error(transparent)]
     Audit(#[from] audit::OpenError),
@@ -55,13 +58,16 @@ pub struct Reloaded {
 }
 
 impl Generation {
-    /// Opens what the grants need and loads every tenant's script.
+    /// Opens what the grants need and loads every tenant's script. `listener`: where this host listens, which no
+    /// tenant may call unless the policy says so.
     ///
     /// # Errors
     /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
-    pub async fn first(policy: Policy, runtime: &Arc<Runtime>) -> Result<Self, LoadError> {
+    pub async fn first(policy: Policy, runtime: &Arc<Runtime>, listener: SocketAddr) -> Result<Self, LoadError> {
+        let machine =
+            Machine::new(own_addresses().map_err(LoadError::Addresses)?, policy.host.refused_listener(listener));
         let audit = policy.host.audit.as_deref().map(Audit::to_file).transpose()?.unwrap_or_default();
-        let broker = Arc::new(Broker::with_audit(Arc::new(audit), &policy.version(), &policy.tenants));
+        let broker = Arc::new(Broker::with_audit(Arc::new(audit), &policy.version(), machine, &policy.tenants));
         let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
         let mut scripts = Scripts::default();
         for tenant in &policy.tenants {
@@ -88,7 +94,8 @@ impl Generation {
         if !fixed.is_empty() {
             return Err(LoadError::NeedsRestart(fixed));
         }
-        let broker = Arc::new(self.broker.successor(&policy.version(), &policy.tenants));
+        let machine = self.broker.machine().with_addresses(own_addresses().map_err(LoadError::Addresses)?);
+        let broker = Arc::new(self.broker.successor(&policy.version(), machine, &policy.tenants));
         let capabilities = self.capabilities.successor(&policy.host, &policy.tenants, Arc::clone(&broker))?;
         let (mut scripts, mut reloaded) = (Scripts::default(), Vec::new());
         for tenant in &policy.tenants {
@@ -132,7 +139,7 @@ impl Scripts {
 /// The keys of `[host]` that a running host cannot follow, where they differ.
 fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
     // Destructured, so that a new key is decided on here.
-    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns: _ } = before;
+    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit, self_calls, dns: _ } = before;
     let keys = [
         ("host.listen", *listen == after.listen),
         ("host.data_dir", *data_dir == after.data_dir),
@@ -141,6 +148,7 @@ fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
         ("host.workers", *workers == after.workers),
         ("host.preemption", *preemption == after.preemption),
         ("host.audit", *audit == after.audit),
+        ("host.self_calls", *self_calls == after.self_calls),
     ];
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }

@@ -12,7 +12,7 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Semaphore,
 };
 
@@ -31,29 +31,51 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, so that a full table of descriptors does not make it spin.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// A bound listener, not yet serving.
+/// Connections that the kernel holds for a busy host.
+const BACKLOG: u32 = 1024;
+
+/// An address that is taken and where nobody is heard yet. What is loaded meanwhile knows it.
+pub struct Bound {
+    socket: TcpSocket,
+}
+
+/// A listener, not yet serving.
 pub struct Server {
     listener: TcpListener,
     service: Arc<Service>,
 }
 
-impl Server {
-    /// Binds.
+impl Bound {
+    /// Takes an address; port 0 is any that is free.
     ///
     /// # Errors
     /// When the address is taken or not this machine's.
-    pub async fn bind(address: SocketAddr, service: Arc<Service>) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, service })
+    pub fn new(address: SocketAddr) -> io::Result<Self> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A host that is started again need not wait for connections of the last one to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(Self { socket })
     }
 
-    /// The address that was really bound.
+    /// The address that was really taken.
     ///
     /// # Errors
     /// When the system does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.socket.local_addr()
     }
 
+    /// Listens there.
+    ///
+    /// # Errors
+    /// When another has begun to listen there meanwhile.
+    pub fn listen(self, service: Arc<Service>) -> io::Result<Server> {
+        Ok(Server { listener: self.socket.listen(BACKLOG)?, service })
+    }
+}
+
+impl Server {
     /// Serves until `shutdown` comes, then lets running requests finish.
     /// Says whether all of them did.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> bool {

@@ -3,7 +3,7 @@
 //! A client learns nothing of policy, script or host: an answer of ours is one line of text and the
 //! request's name, under which the operator finds the rest in the log.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -49,12 +49,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens what the grants need and loads every tenant's script.
+    /// Opens what the grants need and loads every tenant's script. `listener`: where the service will be reached.
     ///
     /// # Errors
     /// See [`LoadError`].
-    pub async fn load(policy: Policy, runtime: Arc<Runtime>) -> Result<Self, LoadError> {
-        let generation = Generation::first(policy, &runtime).await?;
+    pub async fn load(policy: Policy, runtime: Arc<Runtime>, listener: SocketAddr) -> Result<Self, LoadError> {
+        let generation = Generation::first(policy, &runtime, listener).await?;
         warn_of_reported(&generation);
         let generation = ArcSwap::from_pointee(generation);
         let io = tokio::runtime::Handle::current();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use neoc_abi::survey::{Mention, Spot, Survey, Target, What};
 
 use crate::policy::{
-    Mode, Reason, Refusal, Snippet, Tenant,
+    Machine, Mode, Reason, Refusal, Snippet, Tenant,
     call::{Call, FileAction, NotAllowed, judge_url},
     detach, fs, http, kv, net, secret, workers,
 };
@@ -40,12 +40,12 @@ pub enum Severity {
 }
 
 /// What there is to say of a tenant's scripts, in their order.
-pub fn judge(tenant: &Tenant, survey: Survey) -> Vec<Finding> {
+pub fn judge(tenant: &Tenant, machine: &Machine, survey: Survey) -> Vec<Finding> {
     let modules: BTreeSet<&str> = survey.mentions.iter().filter_map(|mention| module(&mention.what)).collect();
     let has_hyper = modules.contains("vnd:hyper");
     // Where each call of a capability is at fault anyway, that is enough.
     let refused: BTreeSet<&str> =
-        survey.mentions.iter().filter_map(|mention| not_granted(tenant, &mention.what)).collect();
+        survey.mentions.iter().filter_map(|mention| not_granted(tenant, machine, &mention.what)).collect();
     let findings = survey.mentions.iter().filter_map(|Mention { spot, what }| {
         let finding = match what {
             What::Broken { message } => Finding {
@@ -56,11 +56,12 @@ pub fn judge(tenant: &Tenant, survey: Survey) -> Vec<Finding> {
                 help: None,
             },
             What::Module { name } => {
-                let refusal = refuse_module(tenant, name).filter(|refusal| !refused.contains(refusal.capability))?;
+                let refusal =
+                    refuse_module(tenant, machine, name).filter(|refusal| !refused.contains(refusal.capability))?;
                 let title = format!("{name} is required, and the policy grants no {}", refusal.capability);
                 warning(tenant, spot, title, &refusal)
             }
-            What::Call { .. } => match refuse_call(tenant, what)? {
+            What::Call { .. } => match refuse_call(tenant, machine, what)? {
                 NotAllowed::Refused(refusal) => warning(tenant, spot, refusal.message(), &refusal),
                 NotAllowed::Invalid(message) => Finding {
                     spot: spot.clone(),
@@ -71,7 +72,7 @@ pub fn judge(tenant: &Tenant, survey: Survey) -> Vec<Finding> {
                 },
             },
             What::Url(Target { text, is_whole }) => {
-                let refused = judge_url(tenant, None, text, *is_whole).err().filter(|_| has_hyper)?;
+                let refused = judge_url(tenant, machine, None, text, *is_whole).err().filter(|_| has_hyper)?;
                 let NotAllowed::Refused(refusal) = refused else { return None };
                 if refusal.reason == Reason::BadTarget {
                     return None;
@@ -93,8 +94,8 @@ fn module(what: &What) -> Option<&str> {
 }
 
 /// The capability of a call of which the tenant is granted nothing.
-fn not_granted(tenant: &Tenant, what: &What) -> Option<&'static str> {
-    match refuse_call(tenant, what)? {
+fn not_granted(tenant: &Tenant, machine: &Machine, what: &What) -> Option<&'static str> {
+    match refuse_call(tenant, machine, what)? {
         NotAllowed::Refused(refusal) if refusal.reason == Reason::NotGranted => Some(refusal.capability),
         _ => None,
     }
@@ -113,7 +114,7 @@ fn warning(tenant: &Tenant, spot: &Spot, title: String, refusal: &Refusal) -> Fi
 }
 
 /// Why a module is of no use to the tenant. None: it may be of some.
-fn refuse_module(tenant: &Tenant, name: &str) -> Option<Refusal> {
+fn refuse_module(tenant: &Tenant, machine: &Machine, name: &str) -> Option<Refusal> {
     let allow = &tenant.allow;
     // What is asked for stands for whatever the script will ask: without any grant all is refused alike.
     let (is_granted, example) = match name {
@@ -127,20 +128,20 @@ fn refuse_module(tenant: &Tenant, name: &str) -> Option<Refusal> {
     };
     let (capability, operation, target) = example;
     let call = Call::from_parts(capability, operation, target, None).filter(|_| !is_granted)?;
-    match call.judge(tenant) {
+    match call.judge(tenant, machine) {
         Err(NotAllowed::Refused(refusal)) => Some(refusal),
         Ok(_) | Err(NotAllowed::Invalid(_)) => None,
     }
 }
 
 /// Why a call is refused. None: it is allowed, as far as it is known.
-fn refuse_call(tenant: &Tenant, what: &What) -> Option<NotAllowed> {
+fn refuse_call(tenant: &Tenant, machine: &Machine, what: &What) -> Option<NotAllowed> {
     let What::Call { module, function, target, method } = what else { return None };
     let whole = target.as_ref().filter(|target| target.is_whole).map(|target| target.text.as_str());
     let call = match (module.as_str(), function.as_str()) {
         ("vnd:hyper", _) => {
             let Target { text, is_whole } = target.as_ref()?;
-            return judge_url(tenant, method.as_deref(), text, *is_whole).err();
+            return judge_url(tenant, machine, method.as_deref(), text, *is_whole).err();
         }
         ("std:net", "connect" | "udp") => Call::from_parts(net::CAPABILITY, "open", whole?, None)?,
         ("std:fs", _) => {
@@ -156,7 +157,7 @@ fn refuse_call(tenant: &Tenant, what: &What) -> Option<NotAllowed> {
         ("std:task", detach::CAPABILITY) => Call::Detach,
         _ => return None,
     };
-    call.judge(tenant).err()
+    call.judge(tenant, machine).err()
 }
 
 impl Finding {

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::recorded;
 use crate::{
-    cli::{self, load_policy},
+    cli::{self, load_policy, this_machine},
     policy::{
-        Changes, Policy,
+        Changes, Machine, Policy,
         call::{Call, NotAllowed},
     },
 };
@@ -40,9 +40,10 @@ pub fn main(arguments: &Arguments) -> cli::Result {
     for ((tenant, call, _), n) in recorded::read(&arguments.audit)?.calls {
         *calls.entry((tenant, call)).or_default() += n;
     }
+    let machines = (this_machine(Some(&old.host))?, this_machine(Some(&new.host))?);
     let (mut n_refused, mut n_allowed) = (0, 0);
     for ((tenant, call), n) in &calls {
-        let (before, after) = (judge(&old, tenant, call), judge(&new, tenant, call));
+        let (before, after) = (judge(&old, &machines.0, tenant, call), judge(&new, &machines.1, tenant, call));
         match (before.is_ok(), after.is_ok()) {
             (true, false) => n_refused += n,
             (false, true) => n_allowed += n,
@@ -60,9 +61,9 @@ pub fn main(arguments: &Arguments) -> cli::Result {
 }
 
 /// By which line a call is allowed, or why it is not and which line came nearest.
-fn judge(policy: &Policy, tenant: &str, call: &Call) -> Result<String, String> {
+fn judge(policy: &Policy, machine: &Machine, tenant: &str, call: &Call) -> Result<String, String> {
     let tenant = policy.tenant(tenant).ok_or("no such tenant")?;
-    match call.judge(tenant) {
+    match call.judge(tenant, machine) {
         Ok(allowed) => Ok(allowed.rule.to_string()),
         Err(NotAllowed::Invalid(_)) => Err("invalid".to_owned()),
         Err(NotAllowed::Refused(refusal)) => {

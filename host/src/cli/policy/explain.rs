@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use crate::{
-    cli::{self, load_policy},
+    cli::{self, load_policy, this_machine},
     policy::call::{Call, NotAllowed},
 };
 
@@ -44,7 +44,7 @@ pub fn main(arguments: &Arguments) -> cli::Result {
         Ok(call) => call.at(arguments.address),
         Err(problem) => return usage(problem),
     };
-    match call.judge(tenant) {
+    match call.judge(tenant, &this_machine(Some(&policy.host))?) {
         Ok(allowed) => {
             println!("allowed: {call}\nby {}", allowed.rule);
             if allowed.is_address_open {

@@ -7,7 +7,7 @@ use clap::Args;
 use super::recorded;
 use crate::{
     audit::record::Outcome,
-    cli::{self, load_policy},
+    cli::{self, load_policy, this_machine},
     policy::{Policy, Tenant, suggest::Suggestion},
 };
 
@@ -26,11 +26,12 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> cli::Result {
     let policy = arguments.policy.as_deref().map(load_policy).transpose()?;
     let recorded = recorded::read(&arguments.audit)?;
+    let machine = this_machine(policy.as_ref().map(|policy| &policy.host))?;
     let mut suggestion = Suggestion::default();
     for ((tenant, call, outcome), n) in &recorded.calls {
         // What was allowed under the policy that is given needs nothing more of it.
         if policy.is_none() || *outcome != Outcome::Allow {
-            suggestion.add(&known_or_new(policy.as_ref(), tenant), call, *n);
+            suggestion.add(&known_or_new(policy.as_ref(), tenant), &machine, call, *n);
         }
     }
     for ((tenant, limit), n) in &recorded.limits {

@@ -122,7 +122,7 @@ impl TableToml for HttpToml {
             form: Form::Texts("networks, as `10.1.0.0/16`"),
             default: "[]",
             example: r#"["127.0.0.0/8"]"#,
-            doc: "Private and special networks that the hosts may resolve to. Public addresses need no name here; link-local addresses and cloud metadata are refused, also when named.",
+            doc: "Private and special networks that the hosts may resolve to. Public addresses need no name here, but those of this machine; link-local addresses, cloud metadata and the host's own listener are refused, also when named.",
         },
         Key {
             name: "methods",

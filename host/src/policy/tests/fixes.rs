@@ -40,7 +40,9 @@ type Ask = Box<dyn Fn(&Tenant) -> Result<(), Refusal>>;
 fn http_call(method: &'static str, url: &'static str) -> Ask {
     Box::new(move |tenant| {
         let url = http::parse_target(url).expect(url);
-        http::decide(&tenant.allow.http, method, &url).map(drop).map_err(|refusal| refusal.with_fix(tenant))
+        http::decide(&tenant.allow.http, &Machine::default(), method, &url)
+            .map(drop)
+            .map_err(|refusal| refusal.with_fix(tenant))
     })
 }
 
@@ -48,8 +50,9 @@ fn http_connection(url: &'static str, address: &'static str) -> Ask {
     Box::new(move |tenant| {
         let (url, address) = (http::parse_target(url).expect(url), address.parse().expect(address));
         let rules = &tenant.allow.http;
-        let matched = http::decide(rules, "GET", &url)?;
-        http::check_address(rules, &matched, "GET", &url, address).map_err(|refusal| refusal.with_fix(tenant))
+        let matched = http::decide(rules, &Machine::default(), "GET", &url)?;
+        http::check_address(rules, &Machine::default(), &matched, "GET", &url, address)
+            .map_err(|refusal| refusal.with_fix(tenant))
     })
 }
 
@@ -155,7 +158,7 @@ fn a_fix_allows_its_call_and_no_neighbour_of_it() {
             }
             let policy = parse(&fixed);
             let rules = &policy.tenant("acme").expect("it is there").allow.http;
-            assert!(http::decide(rules, method, &url).is_err(), "{method} {neighbour}\n{fixed}");
+            assert!(http::decide(rules, &Machine::default(), method, &url).is_err(), "{method} {neighbour}\n{fixed}");
         }
     }
 }
@@ -195,4 +198,22 @@ fn a_refusal_names_the_rule_that_came_nearest() {
     assert_eq!(rule(http_call("GET", "https://denied.example.com/")).as_deref(), Some("policies/demo.toml:17"));
     assert_eq!(rule(fs_call("/data/private", false)).as_deref(), Some("policies/demo.toml:25"));
     assert_eq!(rule(http_call("GET", "https://other.example.com/")), None);
+}
+
+#[test]
+fn an_address_is_refused_alike_where_no_rule_matched_as_in_report_mode() {
+    let url = http::parse_target("https://db.internal/").expect("a URL");
+    let matched = http::HttpMatch::none();
+    let policy = parse(STRICT);
+    let tenant = policy.tenant("zoe").expect("there");
+    let refuse = |address: &str| {
+        let address = address.parse().expect(address);
+        http::check_address(&tenant.allow.http, &Machine::default(), &matched, "GET", &url, address)
+            .expect_err("not public")
+            .with_fix(tenant)
+    };
+    let private = refuse("10.0.0.5");
+    assert!(private.operator_fix().is_some_and(|fix| fix.contains("addresses = [\"10.0.0.5/32\"]")), "{private}");
+    let never = refuse("169.254.169.254");
+    assert_eq!((never.reason, never.is_open_to_rules()), (Reason::AddressNeverAllowed, false));
 }

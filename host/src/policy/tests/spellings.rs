@@ -162,7 +162,7 @@ fn allows_its_own_origin(url: &Url) -> bool {
     let text = format!("[tenant.a]\nscript = \"a.luau\"\n[[tenant.a.allow.http]]\nhosts = [{origin:?}]\n");
     let Ok(policy) = super::Policy::parse(&text, std::path::Path::new("p.toml")) else { return false };
     let tenant = policy.tenant("a").expect("it is there");
-    http::decide(&tenant.allow.http, "GET", url).is_ok()
+    http::decide(&tenant.allow.http, &super::Machine::default(), "GET", url).is_ok()
 }
 
 #[test]
@@ -193,7 +193,8 @@ fn no_spelling_is_judged_laxer_than_by_another_library() {
                 (ours.as_ref().is_ok_and(allows_its_own_origin), allowed.expect("an address"))
             }
             None => {
-                let we_allow = ours.as_ref().is_ok_and(|url| http::decide(names, "GET", url).is_ok());
+                let we_allow =
+                    ours.as_ref().is_ok_and(|url| http::decide(names, &super::Machine::default(), "GET", url).is_ok());
                 (we_allow, URIValidator::in_domain(&text, &[NAME]))
             }
         };
