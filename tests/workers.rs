@@ -437,7 +437,8 @@ impl Sandbox {
         let share = Share { tenant: "test".into(), weight: NonZeroU32::MIN };
         let memory_bytes = 32 << 20;
         let entry = Module { name: "test.luau".into(), source: handler.into() };
-        let source = Source { entry, mode: Mode::Handler, memory_bytes, modules: Arc::clone(&modules) };
+        let source =
+            Source { entry, mode: Mode::Handler, memory_bytes, modules: Arc::clone(&modules), narrowed: Vec::new() };
         let image = self.io.block_on(self.runtime.load(&share, source, ScriptLog::discard())).unwrap();
         let broker = Arc::new(Broker::new([&self.tenant]));
         let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));

@@ -90,12 +90,15 @@ impl Vm {
     }
 
     fn load_bundle(&mut self, bundle: Bundle) -> Result<Finish, ScriptError> {
-        let Bundle { entry, mode, heap_bytes } = bundle;
+        let Bundle { entry, mode, heap_bytes, narrowed } = bundle;
         // 0 would be no limit at all.
         let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
         if mode == Mode::Survey {
             return Ok(Finish::Surveyed(survey::survey(&self.lua, entry)));
+        }
+        if !narrowed.is_empty() {
+            self.call_prelude("narrow", narrowed)?;
         }
         self.entry = self.load_entry(&entry, mode)?;
         Ok(Finish::Done)

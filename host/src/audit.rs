@@ -38,6 +38,8 @@ pub struct Decision<'a> {
     pub request: &'a str,
     /// From where in the script, such as `main.luau:12`.
     pub site: Option<&'a dyn Display>,
+    /// The module that asked, where the policy gives it less than its tenant has.
+    pub module: Option<&'a str>,
     /// Which capability, such as `http`.
     pub capability: &'static str,
     /// What of it, such as `GET` or `read`.
@@ -199,7 +201,8 @@ impl Decision<'_> {
     }
 
     fn as_record(&self, time: String) -> Record<'_> {
-        let Self { policy, tenant, request, site, capability, operation, target, address, rule, verdict } = self;
+        let Self { policy, tenant, request, site, module, capability, operation, target, address, rule, verdict } =
+            self;
         let (outcome, why) = verdict.parts();
         Record {
             time: time.into(),
@@ -207,6 +210,7 @@ impl Decision<'_> {
             tenant: Cow::Borrowed(tenant),
             request: Cow::Borrowed(request),
             site: site.map(|site| site.to_string().into()),
+            module: module.map(Cow::Borrowed),
             capability: Cow::Borrowed(capability),
             operation: record::shown(operation),
             target: record::shown(target),
@@ -264,6 +268,7 @@ mod tests {
             tenant: "a",
             request: "1",
             site: Some(&"main.luau:3"),
+            module: None,
             capability: "kv",
             operation: "get",
             target: "k\n",
@@ -306,7 +311,7 @@ mod tests {
         audit.close();
         let text = std::fs::read_to_string(&path).expect("reads");
         let lines: Vec<_> = text.lines().map(|line| line.split_once("\"policy\"").expect("a record").1).collect();
-        let same = ":\"0123456789ab\",\"tenant\":\"a\",\"request\":\"1\",\"site\":\"main.luau:3\",\"capability\":\"kv\",\
+        let same = ":\"0123456789ab\",\"tenant\":\"a\",\"request\":\"1\",\"site\":\"main.luau:3\",\"module\":null,\"capability\":\"kv\",\
             \"operation\":\"get\",\"target\":\"k\\n\",\"address\":null,\"outcome\":";
         assert_eq!(
             lines,

@@ -29,8 +29,11 @@ use self::{account::Counts, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
     limits::Exceeded,
-    policy::{self, Limits, Machine, Mode, Place, Refusal, Tenant, target::TargetError},
+    policy::{self, Limits, Machine, Mode, Module, Place, Refusal, Tenant, module::Asked, target::TargetError},
 };
+
+/// The scope of a caller that may do all that its tenant may.
+const WHOLE_TENANT: u32 = 0;
 
 /// Decides for all tenants.
 pub struct Broker {
@@ -53,6 +56,8 @@ pub struct Caller {
     is_worker: bool,
     /// From where in the script. Absent before the call, and where no function of a script is on the stack.
     site: Option<Site>,
+    /// The module of the tenant's that asks, counted from 1, where it has less than its tenant. 0: any other.
+    scope: u32,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -170,7 +175,16 @@ impl Broker {
         let account = Arc::clone(self.accounts.get(&tenant.name)?);
         let (tenant, counts) = (Arc::clone(tenant), Arc::new(Counts::new(tenant)));
         let machine = Arc::clone(&self.machine);
-        Some(Arc::new(Caller { tenant, account, request, counts, machine, is_worker: false, site: None }))
+        Some(Arc::new(Caller {
+            tenant,
+            account,
+            request,
+            counts,
+            machine,
+            is_worker: false,
+            site: None,
+            scope: WHOLE_TENANT,
+        }))
     }
 
     /// Decides about one operation. Never waits.
@@ -178,8 +192,8 @@ impl Broker {
     /// # Errors
     /// What the script gets instead of the effect: of kind `denied`, `limit` or `invalid`.
     pub fn authorize(&self, caller: &Caller, call: Call) -> Result<Permit, OperationError> {
-        let Call { site, scope: _, operation } = call;
-        let caller = &Arc::new(Caller { site, ..caller.clone() });
+        let Call { site, scope, operation } = call;
+        let caller = &Arc::new(Caller { site, scope, ..caller.clone() });
         let subject = Subject::of(&operation);
         let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
             Operation::Http(operation) => {
@@ -228,6 +242,7 @@ impl Broker {
             tenant: &caller.tenant.name,
             request: &caller.request,
             site: caller.site.as_ref().map(|site| site as &dyn std::fmt::Display),
+            module: caller.module().ok().flatten().map(|module| module.path.as_str()),
             capability: subject.capability,
             operation: &subject.operation,
             target: &subject.target,
@@ -277,7 +292,23 @@ impl Caller {
 
     /// A worker of the same request.
     fn as_worker(&self) -> Arc<Self> {
-        Arc::new(Self { is_worker: true, site: None, ..self.clone() })
+        Arc::new(Self { is_worker: true, site: None, scope: WHOLE_TENANT, ..self.clone() })
+    }
+
+    /// The module that asks, if it has less than its tenant.
+    ///
+    /// # Errors
+    /// For a number that stands for none: no guest of ours sends one.
+    fn module(&self) -> Result<Option<&Module>, Refused> {
+        let Some(index) = self.scope.checked_sub(1) else { return Ok(None) };
+        let module = usize::try_from(index).ok().and_then(|index| self.tenant.modules.get(index));
+        module.map(Some).ok_or_else(|| Refused::Invalid(OperationError::invalid("a call of no module")))
+    }
+
+    /// [`Caller::basis`] of a call that the module which asks must be allowed as well.
+    fn basis_of(&self, decided: Result<impl Into<Option<Place>>, Refusal>, asked: Asked<'_>) -> Result<Basis, Refused> {
+        let module = self.module()?;
+        self.basis(decided.and_then(|place| module.map_or(Ok(()), |module| module.decide(asked)).map(|()| place)))
     }
 
     /// What a decision of the policy comes to: in report mode a call passes which some rule could allow. What no

@@ -133,7 +133,8 @@ impl Tenant {
 
     /// Whether the loaded script is the one that this policy names, as it is on the disk.
     async fn is_current(self: &Arc<Self>, policy: &policy::Tenant) -> bool {
-        if self.policy.script != policy.script || self.policy.limits.memory_bytes != policy.limits.memory_bytes {
+        let same_memory = self.policy.limits.memory_bytes == policy.limits.memory_bytes;
+        if self.policy.script != policy.script || !same_memory || !self.policy.narrowed().eq(policy.narrowed()) {
             return false;
         }
         let tenant = Arc::clone(self);
@@ -179,7 +180,9 @@ fn read(policy: &policy::Tenant, modules: Arc<Folder>, mode: Mode, key: &str) ->
         source,
     })?;
     let memory_bytes = usize::try_from(policy.limits.memory_bytes).unwrap_or(usize::MAX);
-    Ok(Source { entry: Module { name: chunk_name(&policy.script), source }, mode, memory_bytes, modules })
+    let narrowed = policy.narrowed().map(str::to_owned).collect();
+    let entry = Module { name: chunk_name(&policy.script), source };
+    Ok(Source { entry, mode, memory_bytes, modules, narrowed })
 }
 
 /// A script's name in tracebacks: like that of its modules, the way from its folder. Its author knows no

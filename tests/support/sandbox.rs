@@ -47,7 +47,8 @@ impl Sandbox {
     /// Compiles a script.
     pub async fn load(&self, name: &str, script: impl Into<Vec<u8>>) -> Result<SharedImage, LoadError> {
         let entry = Module { name: name.into(), source: script.into() };
-        let source = Source { entry, mode: Mode::Script, memory_bytes: self.memory_bytes, modules: no_modules() };
+        let (memory_bytes, modules, narrowed) = (self.memory_bytes, no_modules(), Vec::new());
+        let source = Source { entry, mode: Mode::Script, memory_bytes, modules, narrowed };
         self.runtime.load(&share(), source, ScriptLog::discard()).await.map(Arc::new)
     }
 

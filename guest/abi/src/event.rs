@@ -17,6 +17,9 @@ pub struct Bundle {
     pub mode: Mode,
     /// What the VM's own heap may hold, in bytes. A script that goes over it gets "not enough memory".
     pub heap_bytes: u64,
+    /// The tenant's modules that have less than the tenant: paths as in its policy. A call of the first one, or of
+    /// one below it, is of scope 1, and so on.
+    pub narrowed: Vec<String>,
 }
 
 /// One Luau source file.

@@ -62,7 +62,8 @@ pub enum Operation {
 pub struct Call {
     /// Where in the script. Absent: no function of a script is on the stack of the coroutine that calls.
     pub site: Option<Site>,
-    /// What it may do at most, by a number that the host gave out. 0: all that the tenant may.
+    /// Which module calls, by its place in [`event::Bundle::narrowed`], counted from 1. 0: any other, which may do all
+    /// that its tenant may.
     pub scope: u32,
     /// The effect.
     pub operation: Operation,

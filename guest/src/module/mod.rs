@@ -30,14 +30,26 @@ use resolve::{Configurations, Step};
 /// before.
 const MAX_DEPTH: f64 = 64.0;
 
+/// What a script is told a metatable is that it must not see.
+const LOCKED: &str = "locked";
+
 /// What `require.luau` is given, by name.
 const FUNCTIONS: &[(&str, Body)] = &[
+    ("scoped", Body::Local(scoped)),
+    ("scoped_globals", Body::Local(scoped_globals)),
     ("resolve", Body::Yields(|lua, arguments| Box::pin(resolve(lua, arguments)))),
     ("fetch", Body::Yields(|lua, arguments| Box::pin(fetch(lua, arguments)))),
 ];
 
 /// The metatable of the tables that modules have their globals in.
 struct GlobalsMetatable(Table);
+
+/// What the tables of a scope are made from.
+struct Shared {
+    prelude: Table,
+    /// The modules that are ours, as the whole tenant has them.
+    builtin: Table,
+}
 
 /// Puts `require` among the globals; `builtin` holds the modules that are ours.
 ///
@@ -51,8 +63,9 @@ pub fn install(lua: &Lua, prelude: &Table, builtin: &Table) -> mlua::Result<()> 
     lua.set_app_data(Configurations::default());
     let functions = lua.create_table()?;
     for (name, body) in FUNCTIONS {
-        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require", body)?)?;
+        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require", body, caller::WHOLE_TENANT)?)?;
     }
+    lua.set_app_data(Shared { prelude: prelude.clone(), builtin: builtin.clone() });
     lua.load(include_str!("require.luau")).set_name("=[neoc]").call((prelude, functions, builtin))
 }
 
@@ -135,12 +148,43 @@ async fn fetch(lua: Lua, arguments: Arguments) -> Answer {
         return Err(OperationError::limit("module_depth", message).into());
     }
     let (file, source) = read(&lua, &module).await?;
-    let body = compile(&lua, &file, &source, Some(new_globals(&lua)?))
+    let globals = match &arguments.values[2] {
+        Value::Table(globals) => globals.clone(),
+        _ => new_globals(&lua)?,
+    };
+    let body = compile(&lua, &file, &source, Some(globals))
         .map_err(|error| OperationError { message: format!("require: {}", error.message), ..error })?;
     let found = lua.create_table()?;
     found.raw_set("path", file)?;
     found.raw_set("body", body)?;
     Ok(Value::Table(found))
+}
+
+/// Takes a scope; gives the modules that are ours, as it has them.
+fn scoped(lua: &Lua, arguments: Arguments) -> Answer {
+    let shared = lua.app_data_ref::<Shared>().map(|shared| (shared.prelude.clone(), shared.builtin.clone()));
+    let Some((prelude, builtin)) = shared else { return Err(lost()) };
+    // There are no more scopes than modules in a policy.
+    let scope = as_number(&arguments.values[0]) as u32;
+    Ok(Value::Table(stdlib::install_scope(lua, &prelude, &builtin, scope)?))
+}
+
+/// Takes a `require`, and what finds a global that is everybody's; gives globals for a module that has no other
+/// `require`, whatever it does with its own.
+fn scoped_globals(lua: &Lua, arguments: Arguments) -> Answer {
+    let [require, everybodys, _] = arguments.values;
+    let metatable = lua.create_table()?;
+    metatable.raw_set("__index", everybodys)?;
+    metatable.raw_set("__metatable", LOCKED)?;
+    metatable.set_readonly(true);
+    let globals = lua.create_table()?;
+    globals.set_metatable(Some(metatable))?;
+    // Luau looks up what compiled code names when it loads it, in the globals of the VM, and takes that for the
+    // module's own as long as its globals are safe.
+    globals.set_safeenv(false);
+    globals.raw_set("require", require)?;
+    globals.raw_set("_G", globals.clone())?;
+    Ok(Value::Table(globals))
 }
 
 /// Reads a module: its file and its text.
@@ -215,5 +259,5 @@ fn as_number(value: &Value) -> f64 {
 }
 
 fn lost() -> Failure {
-    OperationError::io("require: the VM has lost its configurations").into()
+    OperationError::io("require: the VM has lost what it is made from").into()
 }

@@ -78,6 +78,10 @@ pub type Constants = fn(&Lua, &Table, &Table) -> mlua::Result<()>;
 /// What a function gives.
 pub type Answer = Result<Value, Failure>;
 
+/// Modules whose functions ask the host for what a policy decides on: a module of the tenant's that has less gets
+/// tables of its own.
+const SCOPED: &[&Module] = &[&workers::MODULE, &hyper::MODULE, &net::MODULE, &fs::MODULE, &kv::MODULE];
+
 /// Makes the tables of all modules, by name.
 ///
 /// # Errors
@@ -85,43 +89,75 @@ pub type Answer = Result<Value, Failure>;
 pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     let modules = lua.create_table()?;
     for module in MODULES {
-        let table = lua.create_table()?;
-        for function in module.functions {
-            // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
-            let api = format!("{}.{}", short_name(module), function.name);
-            table.raw_set(function.name, wrap(lua, prelude, &api, &function.body)?)?;
-        }
-        if let Some(constants) = module.constants {
-            constants(lua, &table, prelude)?;
-        }
-        for luau in module.luau {
-            lua.load(*luau).set_name("=[neoc]").call::<()>((prelude, &table))?;
-        }
-        for function in module.functions.iter().filter(|function| function.name.starts_with('_')) {
-            table.raw_remove(function.name)?;
-        }
-        table.set_readonly(true);
-        modules.raw_set(module.name, table)?;
+        modules.raw_set(module.name, table(lua, prelude, module, caller::WHOLE_TENANT)?)?;
     }
     Ok(modules)
 }
 
-/// Makes a function that a script, or a Luau part of ours, may call; `api` is its name in messages.
+/// Makes the tables of the modules for a scope, by name; `shared` holds those of the whole tenant. What keeps
+/// something that all must see alike, such as tasks, is the same table, or a copy of it.
+///
+/// # Errors
+/// When there is no memory for them.
+pub fn install_scope(lua: &Lua, prelude: &Table, shared: &Table, scope: u32) -> mlua::Result<Table> {
+    let modules = lua.create_table()?;
+    for pair in shared.pairs::<Value, Value>() {
+        let (name, table) = pair?;
+        modules.raw_set(name, table)?;
+    }
+    for module in SCOPED {
+        modules.raw_set(module.name, table(lua, prelude, module, scope)?)?;
+    }
+    let tasks = lua.create_table()?;
+    for pair in shared.raw_get::<Table>(task::MODULE.name)?.pairs::<Value, Value>() {
+        let (name, function) = pair?;
+        tasks.raw_set(name, function)?;
+    }
+    let ask = wrap(lua, prelude, "task.detach", &task::DETACH, scope)?;
+    tasks.raw_set("detach", prelude.raw_get::<LuaFunction>("detach_by")?.call::<LuaFunction>(ask)?)?;
+    tasks.set_readonly(true);
+    modules.raw_set(task::MODULE.name, tasks)?;
+    Ok(modules)
+}
+
+/// Makes the table of a module.
+fn table(lua: &Lua, prelude: &Table, module: &Module, scope: u32) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
+    for function in module.functions {
+        // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
+        let api = format!("{}.{}", short_name(module), function.name);
+        table.raw_set(function.name, wrap(lua, prelude, &api, &function.body, scope)?)?;
+    }
+    if let Some(constants) = module.constants {
+        constants(lua, &table, prelude)?;
+    }
+    for luau in module.luau {
+        lua.load(*luau).set_name("=[neoc]").call::<()>((prelude, &table))?;
+    }
+    for function in module.functions.iter().filter(|function| function.name.starts_with('_')) {
+        table.raw_remove(function.name)?;
+    }
+    table.set_readonly(true);
+    Ok(table)
+}
+
+/// Makes a function that a script, or a Luau part of ours, may call; `api` is its name in messages, `scope` whose
+/// calls its own are.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body) -> mlua::Result<LuaFunction> {
+pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body, scope: u32) -> mlua::Result<LuaFunction> {
     let api: Rc<str> = api.into();
     match *body {
         Body::Local(body) => {
             let body = lua.create_function(move |lua, (a, b, c): Values| {
                 let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
-                answer(lua, Caller::new(lua, caller::WHOLE_TENANT).run(|| body(lua, arguments)))
+                answer(lua, Caller::new(lua, scope).run(|| body(lua, arguments)))
             })?;
             prelude.get::<LuaFunction>("wrap_local")?.call(body)
         }
-        Body::Yields(body) => wrap_yielding(lua, prelude, api, WaitsFor::Host, body),
-        Body::Joins(body) => wrap_yielding(lua, prelude, api, WaitsFor::Tasks, body),
+        Body::Yields(body) => wrap_yielding(lua, prelude, api, WaitsFor::Host, body, scope),
+        Body::Joins(body) => wrap_yielding(lua, prelude, api, WaitsFor::Tasks, body, scope),
     }
 }
 
@@ -135,17 +171,18 @@ fn wrap_yielding(
     api: Rc<str>,
     waits_for: WaitsFor,
     body: Yielding,
+    scope: u32,
 ) -> mlua::Result<LuaFunction> {
     let name = Rc::clone(&api);
     let yields = lua.create_async_function(move |lua, (a, b, c): Values| {
         let future = body(lua.clone(), Arguments { lua: lua.clone(), api: name.clone(), values: [a, b, c] });
-        let caller = Caller::new(&lua, caller::WHOLE_TENANT);
+        let caller = Caller::new(&lua, scope);
         async move { answer(&lua, caller.poll(future).await) }
     })?;
     let blocks = lua.create_function(move |lua, (a, b, c): Values| {
         let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
         let label = arguments.label();
-        let future = Caller::new(lua, caller::WHOLE_TENANT).poll(body(lua.clone(), arguments));
+        let future = Caller::new(lua, scope).poll(body(lua.clone(), arguments));
         let ended = block::block_on(&label, waits_for, || failure::stall_place(lua, &label), future);
         answer(lua, ended.unwrap_or_else(|refused| Err(refused.into())))
     })?;

@@ -24,7 +24,7 @@ pub const MODULE: Module = Module {
         Function { name: "_start", body: Body::Local(|lua, arguments| begin(lua, &arguments, scheduler::start)) },
         Function { name: "_defer", body: Body::Local(|lua, arguments| begin(lua, &arguments, scheduler::defer)) },
         Function { name: "_succeed", body: Body::Local(|_, arguments| succeed(&arguments)) },
-        Function { name: "_detach", body: Body::Local(|_, _| begin_detached()) },
+        Function { name: "_detach", body: DETACH },
         Function { name: "_sleep", body: Body::Yields(|_, arguments| Box::pin(sleep(arguments))) },
         Function { name: "_join", body: Body::Joins(|_, arguments| Box::pin(join(arguments))) },
         Function { name: "_join_all", body: Body::Joins(|_, arguments| Box::pin(join_all(arguments))) },
@@ -45,6 +45,9 @@ pub const MODULE: Module = Module {
     luau: &[include_str!("task.luau"), include_str!("channel.luau")],
     constants: None,
 };
+
+/// Asks for leave to detach one more task.
+pub const DETACH: Body = Body::Local(|_, _| begin_detached());
 
 /// What a script holds of a task: an opaque value. What it stands for, the Luau part knows.
 struct Handle;

@@ -38,12 +38,18 @@ impl Guest {
     }
 
     fn load_bytes(source: &[u8], mode: Mode, heap_bytes: u64) -> (Self, Finish) {
+        Self::load_bundle(source, mode, heap_bytes, &[])
+    }
+
+    /// Loads a source text of a tenant with modules that have less.
+    fn load_bundle(source: &[u8], mode: Mode, heap_bytes: u64, narrowed: &[&str]) -> (Self, Finish) {
         let answer_at_once = SAID.take().answer_at_once;
         let answer_wait: fn() -> Vec<u8> = || wire::encode(&friendly_batch()).expect("encodes");
         SAID.set(Said { answer_at_once, answer_wait: Some(answer_wait), ..Said::default() });
         let mut vm = Vm::new().expect("a VM");
         let entry = Module { name: "main.luau".into(), source: source.to_vec() };
-        vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes }).expect("encodes"));
+        let narrowed = narrowed.iter().map(|path| (*path).to_owned()).collect();
+        vm.load(&wire::encode(&Bundle { entry, mode, heap_bytes, narrowed }).expect("encodes"));
         let mut guest = Self { vm };
         let finish = guest.finish().expect("load finishes at once");
         (guest, finish)

@@ -160,7 +160,7 @@ impl Stage {
 
 fn load(vm: &mut Vm, source: &str) {
     let entry = Module { name: "program.luau".into(), source: source.into() };
-    let bundle = Bundle { entry, mode: Mode::Script, heap_bytes: 64 << 20 };
+    let bundle = Bundle { entry, mode: Mode::Script, heap_bytes: 64 << 20, narrowed: vec![] };
     vm.load(&wire::encode(&bundle).expect("encodes"));
     assert_eq!(finishes(), [Finish::Done], "{source}");
 }

@@ -52,6 +52,30 @@ fn check_files(files: &[(&str, &str)], source: &str, expected: &str) {
     }
 }
 
+/// The scopes of the calls of a script, beside these files, with modules that have less.
+fn scopes(files: &[(&str, &str)], source: &str, narrowed: &[&str]) -> Vec<u32> {
+    put(files);
+    SAID.with_borrow_mut(|said| said.answer_at_once = Some(answer_modules));
+    let (mut guest, finish) = Guest::load_bundle(source.as_bytes(), Mode::Script, 16 << 20, narrowed);
+    assert_eq!(finish, Finish::Done, "{source}");
+    guest.start(Event::Run(vec![]));
+    let submitted = SAID.with_borrow_mut(|said| std::mem::take(&mut said.submitted));
+    let calls = submitted.iter().map(|(_, bytes)| wire::decode::<neoc_abi::Call>(bytes).expect("a call"));
+    let of_policy = calls.filter(|call| !matches!(call.operation, Operation::Module(_)));
+    of_policy.map(|call| call.scope).collect()
+}
+
+#[test]
+fn a_call_is_of_the_scope_of_the_module_whose_require_gave_the_function() {
+    let lib = "local kv, task = require('std:kv'), require('std:task')
+        return function() task.spawn(kv.get, 'k') task.spawn(task.detach, print) end";
+    let files = [("a/x.luau", lib), ("a/y/init.luau", lib), ("a/y/z.luau", lib), ("ab.luau", lib)];
+    let call = |name: &str| format!("require('./{name}')() require('std:task').spawn(require('std:kv').get, 'k')");
+    for (name, expected) in [("a/x", [1, 1, 0]), ("a/y", [2, 2, 0]), ("a/y/z", [2, 2, 0]), ("ab", [0, 0, 0])] {
+        assert_eq!(scopes(&files, &call(name), &["a", "a/y", "b"]), expected, "{name}");
+    }
+}
+
 /// Loads a handler beside these files, with a host that answers at once, as it does while loading.
 fn load(files: &[(&str, &str)], source: &str) -> (Guest, Finish) {
     load_as(Mode::Handler, files, source)

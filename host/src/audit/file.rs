@@ -243,6 +243,7 @@ mod tests {
             tenant: "a".into(),
             request: request.into(),
             site: None,
+            module: None,
             capability: "kv".into(),
             operation: "get".into(),
             target: "k".into(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"time":"2026-01-31T12:00:00.000Z","policy":"0f2c…","tenant":"acme","request":"…","site":"main.luau:12",
-//!  "capability":"http","operation":"GET","target":"https://api.example.com/v1","address":null,
+//!  "module":null,  "capability":"http","operation":"GET","target":"https://api.example.com/v1","address":null,
 //!  "outcome":"refuse","reason":"host_not_allowed","rule":null,"fix":"[[tenant.acme.allow.http]]\n…"}
 //! ```
 //!
@@ -37,6 +37,8 @@ pub struct Record<'a> {
     pub request: Cow<'a, str>,
     /// From where in the script, such as `main.luau:12`.
     pub site: Option<Cow<'a, str>>,
+    /// The module that asked, where the policy gives it less than its tenant has.
+    pub module: Option<Cow<'a, str>>,
     /// Such as `http`.
     pub capability: Cow<'a, str>,
     /// Such as `GET` or `read`.
@@ -172,6 +174,7 @@ mod tests {
             tenant: "a".into(),
             request: "1".into(),
             site: None,
+            module: None,
             capability: "http".into(),
             operation: "GET".into(),
             target: "https://a.example/".into(),

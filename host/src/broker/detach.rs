@@ -7,7 +7,7 @@ use neoc_abi::{OperationError, detach::Operation};
 use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
-    policy::detach,
+    policy::{detach, module::Asked},
 };
 
 /// Leave to have one more task that goes on after the answer.
@@ -23,7 +23,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Decided<
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
     let decided = detach::decide(caller.tenant.allow.detach.as_ref()).map(|grant| grant.place.clone());
-    let basis = caller.basis(decided)?;
+    let basis = caller.basis_of(decided, Asked::Detach)?;
     let most = caller.tenant.usable_detach().map_or(0, |grant| grant.tasks.get());
     if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
         return Err(Refused::OverLimit(Exceeded::new(Owner::Request, "detached_tasks", most)));

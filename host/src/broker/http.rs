@@ -15,6 +15,7 @@ use crate::{
     limits::{Exceeded, Owner},
     policy::{
         http::{self as policy, parse_redirect, parse_target},
+        module::Asked,
         secret, shown_bytes,
     },
 };
@@ -184,7 +185,7 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
         }
         Err(refusal) => (policy::HttpMatch::none(), Err(refusal)),
     };
-    let basis = caller.basis(decided)?;
+    let basis = caller.basis_of(decided, Asked::Http(request.method.as_str(), &url))?;
     let rules = matched;
     check_secrets(caller, &request, &url)?;
     check_body(caller, &request)?;
@@ -195,7 +196,10 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
 /// Whether each secret may go there. No report mode lets one go elsewhere.
 fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Refused> {
     for name in request.secrets() {
-        secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
+        let module = caller.module()?;
+        secret::decide(&caller.tenant.secrets, name, url)
+            .and_then(|_| module.map_or(Ok(()), |module| module.decide(Asked::Secret(name, url))))
+            .map_err(|refusal| caller.refuse(refusal))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use neoc_abi::{
 use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
-    policy::{kv, shown_bytes},
+    policy::{kv, module::Asked, shown_bytes},
 };
 
 /// Leave to do one operation on the tenant's own keys.
@@ -29,7 +29,10 @@ impl Permit {
 /// Decides: the grant, then the sizes.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let key = String::from_utf8_lossy(operation.key());
-    let basis = caller.basis(kv::decide(caller.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()))?;
+    let basis = caller.basis_of(
+        kv::decide(caller.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()),
+        Asked::Kv(&key),
+    )?;
     check_sizes(caller, &operation)?;
     Ok((Permit { caller: Arc::clone(caller), operation }, basis))
 }

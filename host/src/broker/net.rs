@@ -19,6 +19,7 @@ use super::{
 };
 use crate::policy::{
     Tenant,
+    module::Asked,
     net::{self as policy, Scheme, Target},
 };
 
@@ -142,7 +143,7 @@ fn open(caller: &Arc<Caller>, kind: Kind, target: &str, timeout_ms: Option<u64>)
         }
         Err(refusal) => (policy::NetMatch::none(), Err(refusal)),
     };
-    let basis = caller.basis(decided)?;
+    let basis = caller.basis_of(decided, Asked::Net(&target))?;
     let connection = caller.account.connections().try_take().map_err(Refused::OverLimit)?;
     caller.counts.take_subrequest(0).map_err(Refused::OverLimit)?;
     let within = timeout_ms.map_or(CONNECT_TIMEOUT, |ms| Duration::from_millis(ms).min(MAX_TIMEOUT));

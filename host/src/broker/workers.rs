@@ -12,7 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Caller, Decided, Refused};
 use crate::{
     limits::{Exceeded, Owner},
-    policy::workers::{self, Grant},
+    policy::{
+        module::Asked,
+        workers::{self, Grant},
+    },
 };
 
 /// Most bytes of arguments that the calls of one request hold at once, those in line included. As much as
@@ -62,7 +65,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
         return Err(invalid("workers: a worker may not start workers itself; let the request start them all"));
     }
     let decided = workers::decide(caller.tenant.allow.workers.as_ref(), &work.module);
-    let basis = caller.basis(decided.map(|grant| grant.place.clone()))?;
+    let basis = caller.basis_of(decided.map(|grant| grant.place.clone()), Asked::Workers(&work.module))?;
     check_sizes(&work)?;
     let Some(room) = &caller.counts.workers else { return Err(invalid("workers: this request has none")) };
     let bytes = u32::try_from(work.arguments.len()).unwrap_or(u32::MAX);

@@ -60,7 +60,8 @@ pub fn main(arguments: Arguments) -> super::Result {
     let modules = Folder::of_script(&arguments.script, host.as_ref().map(|host| host.data_dir.as_path()));
     let memory_bytes = usize::try_from(tenant.limits.memory_bytes)?;
     let entry = Module { name: chunk_name(&arguments.script), source };
-    let source = Source { entry, mode: Mode::Script, memory_bytes, modules: Arc::new(modules) };
+    let narrowed = tenant.narrowed().map(str::to_owned).collect();
+    let source = Source { entry, mode: Mode::Script, memory_bytes, modules: Arc::new(modules), narrowed };
     let result = io.block_on(run(&runtime, &broker, &capabilities, &tenant, source, arguments.arguments));
     io.shutdown_background();
     broker.decisions().close();

@@ -17,6 +17,7 @@ use super::{
     Machine, Place, Reason, Refusal, Tenant, address, detach, fs, http,
     http::{TargetError, parse_target},
     kv,
+    module::Asked,
     net::{self, Target},
     secret, workers,
 };
@@ -173,6 +174,30 @@ impl Call {
             _ => return Vec::new(),
         };
         address.iter().copied().chain(known).map(|address| SocketAddr::new(address, port)).collect()
+    }
+
+    /// [`Call::judge`] of a module that may have less than its tenant. None: of any other.
+    ///
+    /// # Errors
+    /// See [`NotAllowed`].
+    pub fn judge_of(&self, tenant: &Tenant, machine: &Machine, module: Option<&str>) -> Result<Allowed, NotAllowed> {
+        let allowed = self.judge(tenant, machine)?;
+        let module = module.and_then(|path| tenant.modules.iter().find(|module| module.path == path));
+        let Some(module) = module else { return Ok(allowed) };
+        let url = |text: &str| parse_target(text).map_err(|error| NotAllowed::target(tenant, error));
+        let decided = match self {
+            Self::Http { method, url: text, .. } => module.decide(Asked::Http(method, &url(text)?)),
+            Self::Net { target, .. } => {
+                let target = Target::parse(target).map_err(|error| NotAllowed::target(tenant, error))?;
+                module.decide(Asked::Net(&target))
+            }
+            Self::Fs { action, path } => module.decide(Asked::Fs(path, action.writes())),
+            Self::Kv { key, .. } => module.decide(Asked::Kv(key)),
+            Self::Secret { name, origin } => module.decide(Asked::Secret(name, &url(origin)?)),
+            Self::Workers { module: name } => module.decide(Asked::Workers(name)),
+            Self::Detach => module.decide(Asked::Detach),
+        };
+        decided.map(|()| allowed).map_err(|refusal| NotAllowed::Refused(refusal.with_fix(tenant)))
     }
 
     /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may not do is refused here.

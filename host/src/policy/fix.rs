@@ -55,9 +55,21 @@ pub(super) enum Remedy {
         /// Whether the policy has the secret. Else the fix takes it from the variable of its name.
         is_known: bool,
     },
+    /// Something that a tenant has, for a module of its own.
+    Module {
+        /// Of the module.
+        path: String,
+        /// What it would have to have.
+        remedy: Box<Remedy>,
+    },
 }
 
 impl Remedy {
+    /// The same for a module, of what its tenant has already.
+    pub(super) fn in_module(self, path: &str) -> Self {
+        Self::Module { path: path.to_owned(), remedy: Box::new(self) }
+    }
+
     /// The TOML for the script. `None` where it would tell what a name resolved to.
     pub(super) fn for_script(&self, tenant: &str) -> Option<String> {
         match self {
@@ -93,10 +105,32 @@ impl Remedy {
             Self::Secret { name, origin, is_known: true } => {
                 format!("[[tenant.{tenant}.secret.{name}.also]]\norigins = [{}]\n", quoted(origin))
             }
+            Self::Module { path, remedy } => remedy.for_module(&format!("tenant.{tenant}.module.\"{path}\".allow")),
             Self::Secret { name, origin, is_known: false } => {
                 let (origin, from) = (quoted(origin), quoted(&secret::likely_source(name)));
                 format!("[tenant.{tenant}.secret.{name}]\nfrom = {from}\norigins = [{origin}]\n")
             }
+        }
+    }
+}
+
+impl Remedy {
+    /// The TOML for a module, whose table has neither addresses nor directories of its own.
+    fn for_module(&self, allow: &str) -> String {
+        match self {
+            Self::Http { origin, method, path, .. } => {
+                let path = path.as_ref().map(|path| format!("paths = [{}]\n", quoted(path))).unwrap_or_default();
+                format!("[[{allow}.http]]\nhosts = [{}]\nmethods = [{}]\n{path}", quoted(origin), quoted(method))
+            }
+            Self::Net { endpoint, .. } => format!("[[{allow}.net]]\nhosts = [{}]\n", quoted(endpoint)),
+            Self::Fs { path, access, .. } => {
+                format!("[[{allow}.fs]]\npath = {}\naccess = {}\n", quoted(path), quoted(access.as_str()))
+            }
+            Self::Kv => format!("[{allow}.kv]\n"),
+            Self::Detach => format!("[{allow}.detach]\n"),
+            Self::Workers => format!("[{allow}.workers]\n"),
+            Self::Secret { name, .. } => format!("[{allow}.secret.{name}]\n"),
+            Self::Module { remedy, .. } => remedy.for_module(allow),
         }
     }
 }

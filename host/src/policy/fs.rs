@@ -16,7 +16,7 @@ use super::{
     Place,
     error::{Broken, Errors, child},
     fix::Remedy,
-    raw::{DenyFsToml, FsToml},
+    raw::{DenyFsToml, FsToml, ModuleFsToml},
     refusal::{Reason, Refusal},
 };
 
@@ -295,6 +295,31 @@ fn refuse_contradiction(earlier: &[Grant], grant: &Grant, key: &str, place: Rang
             return;
         }
     }
+}
+
+/// Converts the directories of a module: what it may see of its tenant's.
+pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleFsToml>>, at: &str, errors: &mut Errors<'_>) -> Vec<Grant> {
+    let mut grants = Vec::with_capacity(raw.len());
+    for (index, grant) in raw.into_iter().enumerate() {
+        let (at, span) = (format!("{at}[{index}]"), grant.span());
+        let ModuleFsToml { path, access } = grant.into_inner();
+        for (key, absent, example) in
+            [("path", path.is_none(), "\"/data/cache\""), ("access", access.is_none(), "\"read\"")]
+        {
+            if absent {
+                errors.missing(&at, key, span.clone(), example);
+            }
+        }
+        let path = errors.value(&child(&at, "path"), path.as_ref(), |text| {
+            VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/cache\""))
+        });
+        let access = errors.value(&child(&at, "access"), access.as_ref(), |text| Access::parse(text));
+        let place = errors.place(&span);
+        // Nothing is opened by it: it is asked beside the grant that has the directory.
+        let new = |(path, access)| Grant { path, dir: PathBuf::new(), access, place };
+        grants.extend(path.zip(access).map(new));
+    }
+    grants
 }
 
 /// A directory below the data folder.

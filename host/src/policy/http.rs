@@ -33,9 +33,10 @@ use super::{
     Machine, Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
+    module::all_networks,
     origin::OriginPattern,
     path::PathPattern,
-    raw::{DenyHttpToml, HttpToml, Text},
+    raw::{DenyHttpToml, HttpToml, ModuleHttpToml, Text},
     refusal::{Reason, Refusal},
 };
 
@@ -417,6 +418,18 @@ pub(super) fn enforce(
     });
     let deny = deny.collect();
     Rules::new(allow, deny)
+}
+
+/// Converts the rules of a module, which leave addresses to its tenant's.
+pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleHttpToml>>, at: &str, errors: &mut Errors<'_>) -> Rules {
+    let allow = raw.into_iter().enumerate().map(|(index, rule)| {
+        let (at, span) = (format!("{at}[{index}]"), rule.span());
+        let ModuleHttpToml { hosts, methods, paths } = rule.into_inner();
+        let rule = self::written_rule(&at, span, [hosts, methods, paths], "allows", errors);
+        Rule { addresses: all_networks(), ..rule }
+    });
+    let allow = allow.collect();
+    Rules::new(allow, Vec::new())
 }
 
 /// A rule without addresses. `does`: what it does.

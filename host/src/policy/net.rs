@@ -21,8 +21,9 @@ use super::{
     Machine, Place, address,
     error::{Broken, Errors, child},
     fix::Remedy,
+    module::all_networks,
     origin::{HostFault, HostPattern, canonical_host, split_port},
-    raw::{DenyNetToml, NetToml, Text},
+    raw::{DenyNetToml, ModuleNetToml, NetToml, Text},
     refusal::{Reason, Refusal},
     target::TargetError,
 };
@@ -356,6 +357,18 @@ pub(super) fn enforce_deny(raw: Vec<Spanned<DenyNetToml>>, at: &str, errors: &mu
         let (at, span) = (format!("{at}[{index}]"), rule.span());
         let DenyNetToml { hosts } = rule.into_inner();
         rules.push(Deny { endpoints: endpoints(hosts, &at, &span, errors), place: errors.place(&span) });
+    }
+    rules
+}
+
+/// Converts the rules of a module, which leave addresses to its tenant's.
+pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleNetToml>>, at: &str, errors: &mut Errors<'_>) -> Vec<Rule> {
+    let mut rules = Vec::with_capacity(raw.len());
+    for (index, rule) in raw.into_iter().enumerate() {
+        let (at, span) = (format!("{at}[{index}]"), rule.span());
+        let ModuleNetToml { hosts } = rule.into_inner();
+        let endpoints = endpoints(hosts, &at, &span, errors);
+        rules.push(Rule { endpoints, addresses: all_networks(), place: errors.place(&span) });
     }
     rules
 }

@@ -7,6 +7,7 @@
 mod allow;
 mod deny;
 mod limits;
+mod module;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ pub use self::{
     allow::{AllowToml, DetachToml, FsToml, HttpToml, KvToml, LogToml, NetToml, WorkersToml},
     deny::{DenyFsToml, DenyHttpToml, DenyNetToml, DenyToml},
     limits::LimitsToml,
+    module::{ModuleAllowToml, ModuleFsToml, ModuleHttpToml, ModuleNetToml, ModuleToml},
 };
 use super::{
     host,
@@ -28,6 +30,12 @@ const PROFILES: Names =
 
 const TENANTS: Names =
     Names { words: "a tenant's name: 1 to 63 of `a-z`, `0-9` and `-`", pattern: "^[a-z0-9-]{1,63}$", example: "acme" };
+
+const MODULES: Names = Names {
+    words: "a module's path from the entry module's folder: `\"vendor/lib\"`, without `./` and extension",
+    pattern: "^[A-Za-z0-9_-][A-Za-z0-9_.@-]*(/[A-Za-z0-9_-][A-Za-z0-9_.@-]*)*$",
+    example: "\"vendor/lib\"",
+};
 
 const SECRETS: Names = Names {
     words: "a secret's name: 1 to 63 of `a-z`, `0-9`, `_` and `-`",
@@ -222,6 +230,8 @@ pub struct TenantToml {
     pub deny: DenyToml,
     /// `[tenant.NAME.secret.NAME]`, by name.
     pub secret: BTreeMap<Text, Spanned<SecretToml>>,
+    /// `[tenant.NAME.module.PATH]`, by path.
+    pub module: BTreeMap<Text, Spanned<ModuleToml>>,
 }
 
 impl TableToml for TenantToml {
@@ -281,6 +291,13 @@ impl TableToml for TenantToml {
             default: "",
             example: r#"{ api_key = { from = "env:API_KEY", origins = ["https://api.example.com"] } }"#,
             doc: "Secrets that its script may use, and never read: it puts a handle into a header, and the host puts the value in on the way out.",
+        },
+        Key {
+            name: "module",
+            form: Form::Named(ModuleToml::KEYS, MODULES),
+            default: "",
+            example: r#"{ "vendor/lib" = { allow = { http = [{ hosts = ["https://api.example.com"] }] } } }"#,
+            doc: "Modules of its own that have less than the rest of its script. A path means that module and all below it; of two paths the longer one counts.",
         },
     ];
 }
@@ -411,8 +428,8 @@ mod tests {
         assert!(dns.is_some() && self_calls.is_some());
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, extends, limits, mode, allow, deny, secret } = examples();
-        assert!(extends.is_some() && secret.len() == 1);
+        let TenantToml { script, routes, extends, limits, mode, allow, deny, secret, module } = examples();
+        assert!(extends.is_some() && secret.len() == 1 && module.len() == 1);
         let SecretToml { from, origins, also } = examples();
         assert!(from.is_some() && origins.is_some() && also.len() == 1);
         let AlsoToml { origins } = examples();

@@ -169,6 +169,14 @@ impl Refusal {
         self
     }
 
+    /// A refusal by what a module has, not by what its tenant has.
+    pub(super) fn in_module(mut self, path: &str, place: &Place) -> Self {
+        self.detail.note = Some(format!("{}, for the module {path}", self.words()));
+        self.detail.remedy = self.detail.remedy.take().map(|remedy| remedy.in_module(path));
+        self.rule.get_or_insert_with(|| place.clone());
+        self
+    }
+
     /// One line for the script. Holds no host path and no resolved address.
     pub fn message(&self) -> String {
         let Self { capability, target, .. } = self;

@@ -35,6 +35,8 @@ struct Wanted {
     fs: BTreeMap<String, Directory>,
     /// By name: whether the policy has it, origins, and calls.
     secrets: BTreeMap<String, (bool, BTreeSet<String>, u64)>,
+    /// What modules lack of what their tenant has, as TOML.
+    modules: BTreeMap<String, u64>,
     kv: u64,
     detach: u64,
     workers: u64,
@@ -73,8 +75,8 @@ struct Directory {
 impl Suggestion {
     /// Takes `n` calls of the same kind in, unless the tenant's policy allows them. A tenant that has none is
     /// given with [`Tenant::without_grants`].
-    pub fn add(&mut self, tenant: &Tenant, machine: &Machine, call: &Call, n: u64) {
-        let refusal = match call.judge(tenant, machine) {
+    pub fn add(&mut self, tenant: &Tenant, machine: &Machine, call: &Call, module: Option<&str>, n: u64) {
+        let refusal = match call.judge_of(tenant, machine, module) {
             Ok(_) => return,
             Err(NotAllowed::Refused(refusal)) => refusal,
             // A mistake of the script, whatever the policy says.
@@ -89,7 +91,7 @@ impl Suggestion {
         let never = destinations.iter().find(|to| !machine.is_open_to_rules(**to));
         match refusal.wanted().filter(|_| never.is_none()) {
             Some(remedy) => {
-                wanted.add(remedy, n);
+                wanted.add(remedy, &tenant.name, n);
                 // A host that is not allowed yet has no word on its address; it will be judged all the same.
                 if let Some(address) = address {
                     let named = match remedy {
@@ -126,7 +128,7 @@ impl Suggestion {
 }
 
 impl Wanted {
-    fn add(&mut self, remedy: &Remedy, n: u64) {
+    fn add(&mut self, remedy: &Remedy, tenant: &str, n: u64) {
         match remedy {
             Remedy::Http { origin, method, path, addresses, addresses_are_known: _ } => {
                 let origin = self.http.entry(origin.clone()).or_default();
@@ -151,6 +153,7 @@ impl Wanted {
             Remedy::Kv => self.kv += n,
             Remedy::Detach => self.detach += n,
             Remedy::Workers => self.workers += n,
+            Remedy::Module { .. } => *self.modules.entry(remedy.for_operator(tenant)).or_default() += n,
             Remedy::Secret { name, origin, is_known } => {
                 let new = || (*is_known, BTreeSet::new(), 0);
                 let (_, origins, n_calls) = self.secrets.entry(name.clone()).or_insert_with(new);
@@ -207,6 +210,11 @@ impl Wanted {
             line(format_args!("path = {}", quoted(path)));
             line(format_args!("dir = {}", quoted(&dir)));
             line(format_args!("access = {}", quoted(access.as_str())));
+        }
+        for (table, n) in &self.modules {
+            let (header, rest) = table.split_once('\n').unwrap_or((table, ""));
+            line(format_args!("{header} # {n} calls"));
+            rest.lines().for_each(|key| line(format_args!("{key}")));
         }
         for (name, (is_known, origins, n)) in &self.secrets {
             if *is_known {
@@ -269,6 +277,7 @@ mod tests {
                 policy.tenant("a").expect("there"),
                 &Machine::default(),
                 &Call::parse(call).expect(call).at(address),
+                None,
                 1,
             );
         }

@@ -8,7 +8,7 @@ use std::{
 use toml::Spanned;
 
 use super::{
-    Place, detach,
+    Module, Place, detach,
     error::{Broken, Errors, child},
     fs,
     host::below,
@@ -43,6 +43,8 @@ pub struct Tenant {
     pub deny: Deny,
     /// What it may use and not read.
     pub secrets: secret::Secrets,
+    /// Modules of its own that have less, sorted by their paths.
+    pub modules: Vec<Module>,
 }
 
 /// Whether what the policy refuses is refused.
@@ -98,6 +100,7 @@ impl Tenant {
             allow: Allow::default(),
             deny: Deny::default(),
             secrets: secret::Secrets::default(),
+            modules: Vec::new(),
         }
     }
 
@@ -109,6 +112,11 @@ impl Tenant {
     /// What workers get: the grant, and in report mode without one its defaults.
     pub fn usable_workers(&self) -> Option<workers::Grant> {
         self.allow.workers.clone().or_else(|| self.is_reported().then(|| workers::Grant::with_defaults(nowhere())))
+    }
+
+    /// The paths of the modules that have less than it has, in the order of their tables.
+    pub fn narrowed(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(|module| module.path.as_str())
     }
 
     /// Whether it may come to use the store.
@@ -139,7 +147,7 @@ pub(super) fn enforce(
     let span = name.span();
     let mut raw = raw.into_inner();
     profiles.complete(&at, &mut raw, errors);
-    let TenantToml { script, routes, extends: _, limits, mode, allow, deny, secret } = raw;
+    let TenantToml { script, routes, extends: _, limits, mode, allow, deny, secret, module } = raw;
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -150,6 +158,8 @@ pub(super) fn enforce(
     let folder = errors.folder(script.as_ref());
     let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(&folder, text, "\"main.luau\""));
     let (limits, mode, allow, deny) = powers(&at, ProfileToml { limits, mode, allow, deny }, errors);
+    let modules =
+        super::module::enforce(module, &child(&at, "module"), script.as_deref().unwrap_or(Path::new("")), errors);
     Tenant {
         script: script.unwrap_or_default(),
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
@@ -157,6 +167,7 @@ pub(super) fn enforce(
         mode,
         allow,
         deny,
+        modules,
         secrets: secret::enforce(secret, &child(&at, "secret"), errors),
         name: name.into_inner(),
     }

@@ -36,6 +36,8 @@ pub struct Source {
     pub memory_bytes: usize,
     /// Where its own modules are.
     pub modules: Arc<Folder>,
+    /// Which of them have less than the tenant.
+    pub narrowed: Vec<String>,
 }
 
 /// Why a script did not load.
@@ -91,10 +93,11 @@ impl Runtime {
 
     /// A VM that has been given a script, and how that ended.
     async fn bring_in(&self, source: Source, log: ScriptLog, cpu: Duration) -> wasmtime::Result<(Vm, Finish)> {
-        let Source { entry, mode, memory_bytes, modules } = source;
+        let Source { entry, mode, memory_bytes, modules, narrowed } = source;
         let used_bytes = self.base_memory.len().saturating_sub(SPARE_BYTES);
         let heap_bytes = memory_bytes.saturating_sub(used_bytes + HEAP_RESERVE_BYTES);
-        let bundle = Bundle { entry, mode, heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX) };
+        let heap_bytes = u64::try_from(heap_bytes).unwrap_or(u64::MAX);
+        let bundle = Bundle { entry, mode, heap_bytes, narrowed };
         let state = State::new(memory_bytes, CpuMeter::new(CpuBudget::new(cpu)), log, Reach::Modules(modules));
         let mut vm = Vm::instantiate(&self.image, &self.preempt, state).await?;
         let finish = vm.load(&bundle).await?;

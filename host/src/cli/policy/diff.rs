@@ -36,14 +36,16 @@ pub fn main(arguments: &Arguments) -> cli::Result {
             println!("tenant {tenant}: {what}");
         }
     }
-    let mut calls: BTreeMap<(String, Call), u64> = BTreeMap::new();
-    for ((tenant, call, _), n) in recorded::read(&arguments.audit)?.calls {
-        *calls.entry((tenant, call)).or_default() += n;
+    let mut calls: BTreeMap<(String, Option<String>, Call), u64> = BTreeMap::new();
+    for ((tenant, module, call, _), n) in recorded::read(&arguments.audit)?.calls {
+        *calls.entry((tenant, module, call)).or_default() += n;
     }
     let machines = (this_machine(Some(&old.host))?, this_machine(Some(&new.host))?);
     let (mut n_refused, mut n_allowed) = (0, 0);
-    for ((tenant, call), n) in &calls {
-        let (before, after) = (judge(&old, &machines.0, tenant, call), judge(&new, &machines.1, tenant, call));
+    for ((tenant, module, call), n) in &calls {
+        let module = module.as_deref();
+        let before = judge(&old, &machines.0, tenant, call, module);
+        let after = judge(&new, &machines.1, tenant, call, module);
         match (before.is_ok(), after.is_ok()) {
             (true, false) => n_refused += n,
             (false, true) => n_allowed += n,
@@ -61,9 +63,15 @@ pub fn main(arguments: &Arguments) -> cli::Result {
 }
 
 /// By which line a call is allowed, or why it is not and which line came nearest.
-fn judge(policy: &Policy, machine: &Machine, tenant: &str, call: &Call) -> Result<String, String> {
+fn judge(
+    policy: &Policy,
+    machine: &Machine,
+    tenant: &str,
+    call: &Call,
+    module: Option<&str>,
+) -> Result<String, String> {
     let tenant = policy.tenant(tenant).ok_or("no such tenant")?;
-    match call.judge(tenant, machine) {
+    match call.judge_of(tenant, machine, module) {
         Ok(allowed) => Ok(allowed.rule.to_string()),
         Err(NotAllowed::Invalid(_)) => Err("invalid".to_owned()),
         Err(NotAllowed::Refused(refusal)) => {

@@ -24,6 +24,9 @@ pub struct Arguments {
     /// The address that the host's name leads to. Without it, the address of a name is not judged.
     #[arg(long, value_name = "IP")]
     address: Option<IpAddr>,
+    /// The module of the tenant's that calls, by the path that it has in the policy. Without it, any that is not there.
+    #[arg(long, value_name = "PATH")]
+    module: Option<String>,
     /// The call, such as 'http GET https://api.example.com/v1', 'fs read /data/a.txt' or 'kv get visits'.
     #[arg(value_name = "CALL")]
     call: String,
@@ -40,11 +43,17 @@ pub fn main(arguments: &Arguments) -> cli::Result {
         let names: Vec<_> = policy.tenants.iter().take(20).map(|tenant| tenant.name.as_str()).collect();
         return usage(format!("no tenant {:?}; there are {}", arguments.tenant, names.join(", ")));
     };
+    if let Some(path) = &arguments.module
+        && !tenant.modules.iter().any(|module| module.path == *path)
+    {
+        let paths: Vec<_> = tenant.modules.iter().map(|module| module.path.as_str()).collect();
+        return usage(format!("the tenant has no table of a module {path:?}; there are {}", paths.join(", ")));
+    }
     let call = match Call::parse(&arguments.call) {
         Ok(call) => call.at(arguments.address),
         Err(problem) => return usage(problem),
     };
-    match call.judge(tenant, &this_machine(Some(&policy.host))?) {
+    match call.judge_of(tenant, &this_machine(Some(&policy.host))?, arguments.module.as_deref()) {
         Ok(allowed) => {
             println!("allowed: {call}\nby {}", allowed.rule);
             if allowed.is_address_open {

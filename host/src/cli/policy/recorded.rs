@@ -10,8 +10,8 @@ use crate::{
 /// What an audit file holds, same calls counted together.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// By tenant, call and outcome.
-    pub calls: BTreeMap<(String, Call, Outcome), u64>,
+    /// By tenant, module, call and outcome.
+    pub calls: BTreeMap<(String, Option<String>, Call, Outcome), u64>,
     /// Limits that were hit, by tenant and key.
     pub limits: BTreeMap<(String, String), u64>,
 }
@@ -33,7 +33,8 @@ pub fn read(file: &Path) -> Result<Recorded, Box<dyn Error>> {
         } else if let Some(call) =
             Call::from_parts(&record.capability, &record.operation, &record.target, record.address)
         {
-            *recorded.calls.entry((tenant, call, record.outcome)).or_default() += 1;
+            let module = record.module.map(|module| module.into_owned());
+            *recorded.calls.entry((tenant, module, call, record.outcome)).or_default() += 1;
         }
     });
     let summary = summary.map_err(cannot)?;

@@ -28,10 +28,10 @@ pub fn main(arguments: &Arguments) -> cli::Result {
     let recorded = recorded::read(&arguments.audit)?;
     let machine = this_machine(policy.as_ref().map(|policy| &policy.host))?;
     let mut suggestion = Suggestion::default();
-    for ((tenant, call, outcome), n) in &recorded.calls {
+    for ((tenant, module, call, outcome), n) in &recorded.calls {
         // What was allowed under the policy that is given needs nothing more of it.
         if policy.is_none() || *outcome != Outcome::Allow {
-            suggestion.add(&known_or_new(policy.as_ref(), tenant), &machine, call, *n);
+            suggestion.add(&known_or_new(policy.as_ref(), tenant), &machine, call, module.as_deref(), *n);
         }
     }
     for ((tenant, limit), n) in &recorded.limits {

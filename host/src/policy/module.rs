@@ -1,0 +1,197 @@
+//! `[tenant.NAME.module.PATH]`: a module of the tenant's own that has less than its tenant.
+//!
+//! A call of such a module is decided twice: by the tenant's rules, and by the module's. Both must allow it, so a
+//! module's table takes away and never gives. It is for code that the tenant's author did not write. The wall
+//! between two modules is Luau's, not the sandbox's: the table keeps a library from what it was not meant to do,
+//! and a tenant from nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use toml::Spanned;
+use url::Url;
+
+use super::{
+    Machine, Place, Reason, Refusal,
+    error::{Broken, Errors, child},
+    fix::Remedy,
+    fs, http, kv,
+    net::{self, Target},
+    raw::{ModuleAllowToml, ModuleToml, Text},
+    secret,
+};
+
+/// Longest path, in bytes.
+const MAX_PATH_BYTES: usize = 255;
+
+/// One narrowed module.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// As in a `require` from the entry module's folder, without `./` and without extension. All below it is meant,
+    /// too.
+    pub path: String,
+    /// Where the policy file has it.
+    pub place: Place,
+    http: http::Rules,
+    net: Vec<net::Rule>,
+    fs: Vec<fs::Grant>,
+    has_kv: bool,
+    has_detach: bool,
+    has_workers: bool,
+    secrets: BTreeSet<String>,
+}
+
+/// A call of a module's, as far as its tenant's rules have allowed it.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked<'a> {
+    /// A method and a URL.
+    Http(&'a str, &'a Url),
+    /// A connection or a socket.
+    Net(&'a Target),
+    /// A path, and whether it is written.
+    Fs(&'a str, bool),
+    /// A key.
+    Kv(&'a str),
+    /// A task that goes on after the answer.
+    Detach,
+    /// A worker, by what it requires.
+    Workers(&'a str),
+    /// A secret, and where it goes.
+    Secret(&'a str, &'a Url),
+}
+
+impl Module {
+    /// Decides on a call.
+    ///
+    /// # Errors
+    /// As the tenant's own decision, but the fix is for the module.
+    pub fn decide(&self, asked: Asked<'_>) -> Result<(), Refusal> {
+        let decided = match asked {
+            // Addresses are the tenant's affair, and so is the machine.
+            Asked::Http(method, url) => http::decide(&self.http, &Machine::default(), method, url).map(drop),
+            Asked::Net(target) => net::decide(&self.net, &[], &Machine::default(), target).map(drop),
+            Asked::Fs(path, writes) => fs::decide(&self.fs, &[], path, writes).map(drop),
+            Asked::Kv(key) => self.present(self.has_kv, kv::CAPABILITY, key, Remedy::Kv),
+            Asked::Detach => self.present(self.has_detach, super::detach::CAPABILITY, "task", Remedy::Detach),
+            Asked::Workers(module) => {
+                self.present(self.has_workers, super::workers::CAPABILITY, module, Remedy::Workers)
+            }
+            Asked::Secret(name, url) => {
+                let origin = url.origin().ascii_serialization();
+                let target = format!("{name} {origin}");
+                let remedy = Remedy::Secret { name: name.to_owned(), origin, is_known: true };
+                self.present(self.secrets.contains(name), secret::CAPABILITY, &target, remedy)
+            }
+        };
+        decided.map_err(|refusal| refusal.in_module(&self.path, &self.place))
+    }
+
+    fn present(&self, is: bool, capability: &'static str, target: &str, remedy: Remedy) -> Result<(), Refusal> {
+        if is { Ok(()) } else { Err(Refusal::new(capability, target, Reason::NotGranted).remedy(remedy)) }
+    }
+}
+
+/// The networks of all addresses: a rule with these leaves them to another one.
+pub(super) fn all_networks() -> Vec<ipnet::IpNet> {
+    let network = |address: IpAddr| ipnet::IpNet::new_assert(address, 0);
+    vec![network(std::net::Ipv4Addr::UNSPECIFIED.into()), network(std::net::Ipv6Addr::UNSPECIFIED.into())]
+}
+
+/// Converts the tables. `script`: the entry module's file, which has all that its tenant has.
+pub(super) fn enforce(
+    raw: BTreeMap<Text, Spanned<ModuleToml>>,
+    at: &str,
+    script: &Path,
+    errors: &mut Errors<'_>,
+) -> Vec<Module> {
+    raw.into_iter().map(|(path, raw)| one(path, raw, at, script, errors)).collect()
+}
+
+fn one(path: Text, raw: Spanned<ModuleToml>, at: &str, script: &Path, errors: &mut Errors<'_>) -> Module {
+    let (at, place) = (format!("{at}.{:?}", path.get_ref()), errors.place(&raw.span()));
+    if !is_path(path.get_ref()) {
+        let broken = Broken::new("a module's path from the entry module's folder, without ./ and extension");
+        errors.add_without_value(&at, path.span(), broken.write("\"vendor/lib\""));
+    }
+    if script.file_stem().is_some_and(|stem| *stem == **path.get_ref()) {
+        let broken = Broken::new("the entry module has all that its tenant has");
+        errors.add_without_value(&at, path.span(), broken.help("narrow a module that it requires"));
+    }
+    let ModuleToml { allow } = raw.into_inner();
+    let ModuleAllowToml { http, net, fs, kv, detach, workers, secret } = allow;
+    let at = child(&at, "allow");
+    Module {
+        http: http::enforce_of_module(http, &child(&at, "http"), errors),
+        net: net::enforce_of_module(net, &child(&at, "net"), errors),
+        fs: fs::enforce_of_module(fs, &child(&at, "fs"), errors),
+        has_kv: kv.is_some(),
+        has_detach: detach.is_some(),
+        has_workers: workers.is_some(),
+        secrets: secret.into_keys().map(Text::into_inner).collect(),
+        path: path.into_inner(),
+        place,
+    }
+}
+
+/// Whether a text is a module's path in its one spelling.
+fn is_path(path: &str) -> bool {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && !name.starts_with(['.', '@'])
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.@".contains(&byte))
+    };
+    path.len() <= MAX_PATH_BYTES
+        && path.split('/').all(is_name)
+        && !path.ends_with(".luau")
+        && !path.ends_with(".lua")
+        && !path.ends_with("/init")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Policy, Tenant},
+        *,
+    };
+
+    fn parse(tables: &str) -> Result<Policy, String> {
+        let text = format!("[tenant.a]\nscript = \"lib/a.luau\"\n{tables}");
+        Policy::parse(&text, Path::new("p.toml")).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_modules_table_is_said_with_its_line() {
+        let path = "a module's path from the entry module's folder, without ./ and extension; write for example \"vendor/lib\"";
+        for name in ["./lib", "../lib", "/lib", "lib/", "a//b", "lib.luau", "lib/init", "a b", "@self", "", ".git/a"] {
+            let expected = format!("p.toml:3:18: tenant.a.module.{name:?}: {path}");
+            assert_eq!(parse(&format!("[tenant.a.module.{name:?}]\n")).map(drop), Err(expected), "{name}");
+        }
+        for (tables, expected) in [
+            (
+                "[tenant.a.module.a]\n",
+                "p.toml:3:18: tenant.a.module.\"a\": the entry module has all that its tenant has; narrow a module that it requires",
+            ),
+            (
+                "[[tenant.a.module.lib.allow.http]]\nmethods = [\"GET\"]\n",
+                "p.toml:3:1: tenant.a.module.\"lib\".allow.http[0].hosts: missing; write for example hosts = [\"https://api.example.com\"]",
+            ),
+            (
+                "[[tenant.a.module.lib.allow.fs]]\npath = \"data\"\naccess = \"read\"\n",
+                "p.toml:4:8: tenant.a.module.\"lib\".allow.fs[0].path = \"data\": a path is absolute: it starts with /; write for example \"/data/cache\"",
+            ),
+        ] {
+            assert_eq!(parse(tables).map(drop), Err(expected.to_owned()), "{tables}");
+        }
+    }
+
+    #[test]
+    fn tables_are_in_the_order_of_their_paths_wherever_they_stand() {
+        let policy = parse("[tenant.a.module.b]\n[tenant.a.module.\"a/c\".allow.kv]\n[tenant.a.module.\"a-b\"]\n");
+        let tenant = Tenant::clone(policy.expect("valid").tenant("a").expect("there"));
+        assert_eq!(tenant.narrowed().collect::<Vec<_>>(), ["a-b", "a/c", "b"]);
+        assert!(tenant.modules[1].decide(Asked::Kv("k")).is_ok() && tenant.modules[0].decide(Asked::Kv("k")).is_err());
+    }
+}
