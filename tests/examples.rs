@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener};
 
-use crate::support::{host::Host, neoc, output, repository};
+use crate::support::{host::Host, neoc, output, repository, upstream::Upstream};
 
 /// Where the examples listen, and where those that fetch from their own host fetch from.
 const WRITTEN_ADDRESS: &str = "127.0.0.1:8080";
@@ -43,6 +43,24 @@ fn the_demo_serves_its_five_tenants() {
     assert_eq!(host.get("/notes/absent").status, 404);
     assert_eq!(host.get("/notes/a/b").status, 404);
     assert_eq!(host.get("/primes?below=2000").body, "303 primes below 2000\n");
+}
+
+#[test]
+fn the_caller_uses_a_secret_that_its_answer_does_not_hold() {
+    let (folder, upstream, written) = (tempfile::tempdir().unwrap(), Upstream::start(), "127.0.0.1:9000");
+    let read = |path: &str| {
+        fs::read_to_string(repository().join(path)).unwrap().replace(written, &upstream.address.to_string())
+    };
+    fs::write(folder.path().join("main.luau"), read("examples/secrets/main.luau")).unwrap();
+    let policy = read("policies/secrets.toml").replace(WRITTEN_ADDRESS, "127.0.0.1:0").replace("../data", "data");
+    let policy = policy.replace("../examples/secrets/main.luau", "main.luau");
+    let key = "from = \"env:API_KEY\"";
+    assert!(policy.contains(key));
+    fs::write(folder.path().join("policy.toml"), policy.replace(key, "from = \"file:key\"")).unwrap();
+    fs::write(folder.path().join("key"), "demo").unwrap();
+    let host = Host::start(folder.path());
+    assert_eq!(host.get("/").body, "the API answered 200\n");
+    assert_eq!(upstream.requests(), 1);
 }
 
 #[test]

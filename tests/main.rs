@@ -19,6 +19,7 @@
 //! | [`programs`] | random programs end, and leave the host whole |
 //! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
 //! | [`reload`] | a policy replaced while the host runs: all of it or nothing, and no request lost |
+//! | [`secrets`] | what a script may use and not read: where it goes, and that nothing shows it |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
 //! | [`support`] | a running host, a sandbox, an upstream, an HTTP client |
@@ -42,6 +43,7 @@ mod preemption;
 mod programs;
 mod reload;
 mod report;
+mod secrets;
 mod support;
 mod tasks;
 mod workers;

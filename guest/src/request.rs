@@ -60,8 +60,7 @@ fn from_table(lua: &Lua, table: &Table) -> Result<Response, String> {
         match (&*key.as_bytes(), &value) {
             (b"status", value) => response.status = status(value)?,
             (b"headers", value) => {
-                response.headers =
-                    headers::from_value(value).map_err(|rule| format!("the handler's answer: {rule}"))?;
+                response.headers = headers::plain(value).map_err(|rule| format!("the handler's answer: {rule}"))?;
             }
             (b"body", Value::String(body)) => response.body = copy(lua, body)?,
             (b"body", value) => {

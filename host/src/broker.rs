@@ -195,11 +195,21 @@ impl Broker {
             Operation::Workers(operation) => workers::authorize(caller, operation).map(on(Permit::Workers)),
             Operation::Net(operation) => net::authorize(caller, operation).map(on(Permit::Net)),
         });
-        self.audit(caller, &subject, decided)
+        let permit = self.audit(caller, &subject, decided)?;
+        if let Permit::Http(permit) = &permit {
+            self.record_secrets(permit);
+        }
+        Ok(permit)
     }
 
     /// Records a decision, and turns a refusal into what the script may know of it.
     fn audit<T>(&self, caller: &Caller, subject: &Subject<'_>, decided: Decided<T>) -> Result<T, OperationError> {
+        let of_secret = match &decided {
+            // The request as such was allowed.
+            Err(Refused::NotPermitted(refusal)) => Subject::of_secret(refusal),
+            _ => None,
+        };
+        let subject = of_secret.as_ref().unwrap_or(subject);
         let detail = match &decided {
             Ok((_, Basis { reported: Some(refusal), .. })) => refusal.operator_detail(),
             Ok(_) => String::new(),

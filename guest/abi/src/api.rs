@@ -86,6 +86,7 @@ pub const MODULES: &[Module] = &[
         name: "std:json",
         functions: &[("encode", Tag::Never), ("decode", Tag::Never), ("array", Tag::Never), ("object", Tag::Never)],
     },
+    Module { name: "std:secret", functions: &[("get", Tag::Never), ("format", Tag::Never), ("basic", Tag::Never)] },
     Module {
         name: "std:log",
         functions: &[("debug", Tag::Never), ("info", Tag::Never), ("warn", Tag::Never), ("error", Tag::Never)],

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::Template;
+
 /// What a script asks of HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
@@ -18,6 +20,8 @@ pub struct Request {
     pub url: String,
     /// Names and values as the script gave them; the host checks them.
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Further headers, whose values have secrets in them.
+    pub secret_headers: Vec<(String, Template)>,
     /// The body. Absent is as empty.
     pub body: Option<serde_bytes::ByteBuf>,
     /// How long what may take.

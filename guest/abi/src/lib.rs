@@ -9,6 +9,7 @@
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
 //! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`net`], [`workers`] | operation and reply of one capability each |
+//! | [`secret`] | texts with secrets in them, by name |
 //! | [`value`] | values on their way from one VM to another |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
@@ -23,6 +24,7 @@ pub mod kv;
 pub mod log;
 pub mod module;
 pub mod net;
+pub mod secret;
 pub mod time;
 pub mod value;
 pub mod wire;

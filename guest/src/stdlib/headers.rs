@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use mlua::{Lua, Table, Value};
+use neoc_abi::secret::Template;
 
-use super::arguments::type_name;
+use super::{arguments::type_name, secret};
 
 /// Most bytes of all names and values that a script may give.
 const MAX_BYTES: usize = 64 * 1024;
@@ -33,16 +34,37 @@ pub fn to_table(lua: &Lua, headers: Vec<(String, Vec<u8>)>) -> mlua::Result<Tabl
     Ok(table)
 }
 
-/// Headers as a script gives them, sorted by name: a table of name to a string, a number, or an array of
-/// strings. Whether a name or a value is legal is for the host to judge.
+/// Headers as a script gives them, sorted by name.
+#[derive(Debug, Default)]
+pub struct Headers {
+    /// Whose values are known.
+    pub plain: Vec<(String, Vec<u8>)>,
+    /// Whose values have secrets in them.
+    pub secret: Vec<(String, Template)>,
+}
+
+/// Headers for a client of the script's: no secret is for it.
+///
+/// # Errors
+/// As [`from_value`], and for a secret.
+pub fn plain(value: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let Headers { plain, secret } = from_value(value)?;
+    match secret.first() {
+        None => Ok(plain),
+        Some((name, _)) => Err(format!("header {name:.100}: a secret goes to the origins that it is bound to alone")),
+    }
+}
+
+/// A table of name to a string, a number, an array of strings, or a secret. Whether a name or a value is legal
+/// is for the host to judge.
 ///
 /// # Errors
 /// A sentence that says what is wrong with them.
-pub fn from_value(value: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
+pub fn from_value(value: &Value) -> Result<Headers, String> {
     let Value::Table(table) = value else {
         return Err(format!("headers must be a table, got {}", type_name(value)));
     };
-    let (mut headers, mut room) = (Vec::new(), MAX_BYTES);
+    let (mut headers, mut room) = (Headers::default(), MAX_BYTES);
     for pair in table.pairs::<Value, Value>() {
         let (name, value) = pair.map_err(|error| error.to_string())?;
         let Value::String(name) = &name else {
@@ -52,19 +74,29 @@ pub fn from_value(value: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
         push(&mut headers, &mut room, &name, &value)?;
     }
     // A table has no order of its own. The sort is stable, so an array keeps its order.
-    headers.sort_by(|(left, _), (right, _)| left.cmp(right));
+    headers.plain.sort_by(|(left, _), (right, _)| left.cmp(right));
+    headers.secret.sort_by(|(left, _), (right, _)| left.cmp(right));
     Ok(headers)
 }
 
-fn push(headers: &mut Vec<(String, Vec<u8>)>, room: &mut usize, name: &str, value: &Value) -> Result<(), String> {
+fn push(headers: &mut Headers, room: &mut usize, name: &str, value: &Value) -> Result<(), String> {
     let wrong = |value: &Value| {
         Err(format!("header {name:.100} must be a string, a number or an array of strings, got {}", type_name(value)))
     };
-    let mut add = |value: &[u8]| {
+    let mut take = |bytes: usize| {
         // Before the copy is made. The empty ones cost something, too.
-        let taken = name.len().saturating_add(value.len()).saturating_add(1);
+        let taken = name.len().saturating_add(bytes).saturating_add(1);
         *room = room.checked_sub(taken).ok_or_else(|| format!("headers must have at most {MAX_BYTES} bytes"))?;
-        headers.push((name.to_owned(), value.to_vec()));
+        Ok::<_, String>(())
+    };
+    if let Some(template) = secret::template(value) {
+        take(template.named_bytes())?;
+        headers.secret.push((name.to_owned(), template));
+        return Ok(());
+    }
+    let mut add = |value: &[u8]| {
+        take(value.len())?;
+        headers.plain.push((name.to_owned(), value.to_vec()));
         Ok::<_, String>(())
     };
     match value {

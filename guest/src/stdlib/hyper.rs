@@ -114,8 +114,8 @@ fn batch(arguments: &Arguments) -> Result<Vec<Request>, Failure> {
 }
 
 fn empty(method: &str, url: String) -> Request {
-    let (headers, timeouts) = (Vec::new(), Timeouts::default());
-    Request { method: method.to_owned(), url, headers, body: None, timeouts, decompress: false }
+    let (headers, secret_headers, timeouts) = (Vec::new(), Vec::new(), Timeouts::default());
+    Request { method: method.to_owned(), url, headers, secret_headers, body: None, timeouts, decompress: false }
 }
 
 /// Reads `{headers =, timeout =, timeouts =, decompress =}`.
@@ -127,8 +127,9 @@ fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> 
 fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> Result<bool, OperationError> {
     match name {
         "headers" => {
-            request.headers =
+            let headers =
                 headers::from_value(value).map_err(|rule| OperationError::invalid(format!("{api}: {rule}")))?;
+            (request.headers, request.secret_headers) = (headers.plain, headers.secret);
         }
         "timeout" => request.timeouts.total_ms = Some(milliseconds(api, "timeout", value)?),
         "timeouts" => apply_timeouts(&mut request.timeouts, api, value)?,

@@ -11,6 +11,7 @@ mod json;
 mod kv;
 mod log;
 mod net;
+mod secret;
 mod task;
 pub mod workers;
 
@@ -25,8 +26,17 @@ use crate::scheduler::block::{self, WaitsFor};
 use arguments::Arguments;
 
 /// Every module, in the order of the documentation.
-pub const MODULES: &[Module] =
-    &[task::MODULE, workers::MODULE, hyper::MODULE, net::MODULE, fs::MODULE, kv::MODULE, json::MODULE, log::MODULE];
+pub const MODULES: &[Module] = &[
+    task::MODULE,
+    workers::MODULE,
+    hyper::MODULE,
+    net::MODULE,
+    fs::MODULE,
+    kv::MODULE,
+    json::MODULE,
+    secret::MODULE,
+    log::MODULE,
+];
 
 /// A module.
 pub struct Module {

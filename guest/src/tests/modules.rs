@@ -63,6 +63,7 @@ fn hyper_calls_become_operations() {
         method: method.into(),
         url: "u".into(),
         headers: vec![],
+        secret_headers: vec![],
         body: None,
         timeouts: http::Timeouts::default(),
         decompress: false,

@@ -17,7 +17,7 @@ const WALK: &str = "
         end
     end
     for name, value in _G do walk(name, value) end
-    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:net', 'std:task', 'std:workers', 'vnd:hyper' } do walk(name, require(name)) end
+    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:net', 'std:secret', 'std:task', 'std:workers', 'vnd:hyper' } do walk(name, require(name)) end
     table.sort(names)
     for _, name in names do print(name) end";
 
@@ -71,7 +71,7 @@ fn functions_on_the_stack_are_not_given_out() {
 
 #[test]
 fn require_knows_its_modules_and_gives_the_same_table_each_time() {
-    let list = "std:fs, std:json, std:kv, std:log, std:net, std:task, std:workers, vnd:hyper";
+    let list = "std:fs, std:json, std:kv, std:log, std:net, std:secret, std:task, std:workers, vnd:hyper";
     check(
         "print(require('std:kv') == require('std:kv'), table.isfrozen(require('std:kv')))
          print(pcall(require, 'x'))
@@ -86,7 +86,7 @@ fn require_knows_its_modules_and_gives_the_same_table_each_time() {
 /// Functions, and methods of what the modules make, as the modules hold them: `std:task.channel:put`.
 const LIST_FUNCTIONS: &str = "
     local found = {}
-    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:net', 'std:task', 'std:workers', 'vnd:hyper' } do
+    for _, name in { 'std:fs', 'std:json', 'std:kv', 'std:log', 'std:net', 'std:secret', 'std:task', 'std:workers', 'vnd:hyper' } do
         for key, value in require(name) do
             if type(value) == 'function' then table.insert(found, name .. '.' .. key) end
         end
@@ -144,13 +144,14 @@ fn tag_line<'a>(file: &'a str, module: &str, name: &str) -> Option<&'a str> {
     Some(lines[index.checked_sub(1)?].trim())
 }
 
-fn type_files() -> [(&'static str, &'static str); 8] {
+fn type_files() -> [(&'static str, &'static str); 9] {
     [
         ("std:fs", include_str!("../../types/fs.d.luau")),
         ("std:json", include_str!("../../types/json.d.luau")),
         ("std:kv", include_str!("../../types/kv.d.luau")),
         ("std:log", include_str!("../../types/log.d.luau")),
         ("std:net", include_str!("../../types/net.d.luau")),
+        ("std:secret", include_str!("../../types/secret.d.luau")),
         ("std:task", include_str!("../../types/task.d.luau")),
         ("std:workers", include_str!("../../types/workers.d.luau")),
         ("vnd:hyper", include_str!("../../types/hyper.d.luau")),

@@ -1,17 +1,21 @@
 //! Permits for `vnd:hyper`: for a request, and for each redirect.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use neoc_abi::{ErrorKind, OperationError, http::Operation};
+use neoc_abi::{
+    ErrorKind, OperationError,
+    http::Operation,
+    secret::{MAX_PIECES, Piece, Template},
+};
 use url::Url;
 
-use super::{Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
+use super::{Basis, Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
 use crate::{
     limits::{Exceeded, Owner},
     policy::{
         http::{self as policy, parse_redirect, parse_target},
-        shown_bytes,
+        secret, shown_bytes,
     },
 };
 
@@ -61,6 +65,8 @@ pub struct Request {
     pub method: Method,
     /// Headers that a script may set.
     pub headers: HeaderMap,
+    /// Headers whose values have secrets in them, by the secrets' names. Each may go to this request's origin.
+    pub secret_headers: Vec<(HeaderName, Template)>,
     /// The body.
     pub body: Option<bytes::Bytes>,
     /// How long what may take.
@@ -93,13 +99,6 @@ impl Permit {
         &self.request
     }
 
-    /// Removes what only the first origin may see. For a redirect that leaves it.
-    pub fn drop_credentials(&mut self) {
-        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
-            self.request.headers.remove(name);
-        }
-    }
-
     /// Where it connects. None for a URL without a host, which no rule allows.
     pub fn destination(&self) -> Option<Destination> {
         Destination::of_url(&self.caller, &self.url, &self.rules)
@@ -121,6 +120,23 @@ impl Permit {
     }
 }
 
+// === impl Request ===
+
+impl Request {
+    /// Removes what only the first origin may see. For a redirect that leaves it.
+    fn drop_credentials(&mut self) {
+        for name in [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION] {
+            self.headers.remove(name);
+        }
+        self.secret_headers.clear();
+    }
+
+    /// The secrets in it, by name, each once.
+    fn secrets(&self) -> BTreeSet<&str> {
+        self.secret_headers.iter().flat_map(|(_, template)| template.secrets()).collect()
+    }
+}
+
 // === impl Timeouts ===
 
 impl From<neoc_abi::http::Timeouts> for Timeouts {
@@ -138,19 +154,24 @@ impl From<neoc_abi::http::Timeouts> for Timeouts {
     }
 }
 
-/// Decides: the URL's form, the rules, headers and body, then the counts of outbound requests and bytes.
+/// Decides: the URL's form, headers, the rules, secrets and body, then the counts of outbound requests and bytes.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let Operation::Request(request) = operation;
-    let neoc_abi::http::Request { method, url, headers, body, timeouts, decompress } = request;
+    let neoc_abi::http::Request { method, url, headers, secret_headers, body, timeouts, decompress } = request;
     let method = Method::from_bytes(method.as_bytes())
         .ok()
         .filter(|method| method != Method::CONNECT)
         .ok_or_else(|| Refused::Invalid(OperationError::invalid(format!("hyper: no such method: {method:?}"))))?;
     let url = parse_target(&url).map_err(|error| caller.refuse_target("hyper", error))?;
+    if headers.len() + secret_headers.len() > MAX_HEADERS {
+        let got = headers.len() + secret_headers.len();
+        return Err(invalid(format!("hyper: at most {MAX_HEADERS} headers, got {got}")));
+    }
     let headers = checked_headers(headers)?;
+    let secret_headers = checked_secret_headers(secret_headers)?;
     let body = body.map(|body| bytes::Bytes::from(body.into_vec()));
     let timeouts = Timeouts::from(timeouts);
-    decide(caller, Request { method, headers, body, timeouts, decompress }, url)
+    decide(caller, Request { method, headers, secret_headers, body, timeouts, decompress }, url)
 }
 
 /// The decision that a first request and a redirect share.
@@ -165,9 +186,18 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
     };
     let basis = caller.basis(decided)?;
     let rules = matched;
+    check_secrets(caller, &request, &url)?;
     check_body(caller, &request)?;
     caller.counts.take_subrequest(wire_bytes(&request, &url)).map_err(Refused::OverLimit)?;
     Ok((Permit { caller: Arc::clone(caller), rules, url, request }, basis))
+}
+
+/// Whether each secret may go there. No report mode lets one go elsewhere.
+fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Refused> {
+    for name in request.secrets() {
+        secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
+    }
+    Ok(())
 }
 
 fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
@@ -179,11 +209,14 @@ fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
     Err(Refused::OverLimit(Exceeded::new(Owner::Request, "request_body", shown_bytes(most))))
 }
 
-/// What a request takes on the wire: its method and URL, its headers with their separators, its body.
+/// What a request takes on the wire: its method and URL, its headers with their separators, its body. A secret
+/// counts as its name does: a script that could see how much of a limit it used up would learn its length.
 fn wire_bytes(request: &Request, url: &Url) -> usize {
-    let Request { method, headers, body, timeouts: _, decompress: _ } = request;
+    let Request { method, headers, secret_headers, body, timeouts: _, decompress: _ } = request;
     let line = method.as_str().len() + url.as_str().len();
-    line + headers_bytes(headers) + body.as_ref().map_or(0, bytes::Bytes::len)
+    let secret: usize =
+        secret_headers.iter().map(|(name, template)| name.as_str().len() + template.named_bytes()).sum();
+    line + headers_bytes(headers) + secret + body.as_ref().map_or(0, bytes::Bytes::len)
 }
 
 /// What headers take on the wire.
@@ -199,7 +232,7 @@ impl Broker {
     pub fn authorize_redirect(
         &self,
         from: &Permit,
-        request: Request,
+        mut request: Request,
         location: &str,
     ) -> Result<Permit, OperationError> {
         let caller = &from.caller;
@@ -209,9 +242,25 @@ impl Broker {
             Ok(url) => Subject::request(method.as_str(), url, None),
             Err(_) => Subject::redirect(method.as_str(), location),
         };
+        if url.as_ref().is_ok_and(|url| url.origin() != from.url.origin()) {
+            request.drop_credentials();
+        }
         let taken = caller.account.take_operation().map_err(Refused::OverLimit);
         let decided = taken.and(url).and_then(|url| decide(caller, request, url));
-        self.audit(caller, &subject, decided)
+        let permit = self.audit(caller, &subject, decided)?;
+        self.record_secrets(&permit);
+        Ok(permit)
+    }
+
+    /// Records each secret that a request takes along.
+    pub(super) fn record_secrets(&self, permit: &Permit) {
+        let Permit { caller, url, request, .. } = permit;
+        for name in request.secrets() {
+            let decided = secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal));
+            let decided = decided.map(|place| ((), Basis { rule: Some(place.clone()), reported: None }));
+            // It was asked before, with the same answer.
+            let _ = self.audit(caller, &Subject::secret(name, url), decided);
+        }
     }
 
     /// Records that a request could not be sent, because [`Destination::permit`] refused its address. Gives what the script gets.
@@ -243,21 +292,48 @@ fn judge_address(permit: &Permit, address: IpAddr) -> Decided<()> {
 }
 
 fn checked_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, Refused> {
-    let invalid = |message| Refused::Invalid(OperationError::invalid(message));
-    if headers.len() > MAX_HEADERS {
-        return Err(invalid(format!("hyper: at most {MAX_HEADERS} headers, got {}", headers.len())));
-    }
     let mut checked = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        let parsed = HeaderName::from_bytes(name.as_bytes())
-            .map_err(|_| invalid(format!("hyper: not a header name: {name:?}")))?;
-        if HOST_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with("x-forwarded-") {
-            let message = format!("hyper: the header {parsed} is set by the host alone");
-            return Err(Refused::Invalid(OperationError::new(ErrorKind::Denied, message)));
-        }
-        let value = HeaderValue::from_bytes(&value)
-            .map_err(|_| invalid(format!("hyper: the value of the header {parsed} has a control character")))?;
+        let parsed = header_name(&name)?;
+        let value = HeaderValue::from_bytes(&value).map_err(|_| control_character(&parsed))?;
         checked.append(parsed, value);
     }
     Ok(checked)
+}
+
+fn checked_secret_headers(headers: Vec<(String, Template)>) -> Result<Vec<(HeaderName, Template)>, Refused> {
+    let check = |(name, template): (String, Template)| {
+        let name = header_name(&name)?;
+        if template.pieces.len() > MAX_PIECES {
+            return Err(invalid(format!("hyper: the value of the header {name} has more than {MAX_PIECES} pieces")));
+        }
+        let is_plain = |piece: &Piece| match piece {
+            Piece::Text(text) => HeaderValue::from_bytes(text).is_ok(),
+            Piece::Secret(_) => true,
+            Piece::Basic { user, .. } => !user.contains(':') && !user.chars().any(char::is_control),
+        };
+        if !template.pieces.iter().all(is_plain) {
+            return Err(control_character(&name));
+        }
+        Ok((name, template))
+    };
+    headers.into_iter().map(check).collect()
+}
+
+fn header_name(name: &str) -> Result<HeaderName, Refused> {
+    let parsed =
+        HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid(format!("hyper: not a header name: {name:?}")))?;
+    if HOST_HEADERS.contains(&parsed.as_str()) || parsed.as_str().starts_with("x-forwarded-") {
+        let message = format!("hyper: the header {parsed} is set by the host alone");
+        return Err(Refused::Invalid(OperationError::new(ErrorKind::Denied, message)));
+    }
+    Ok(parsed)
+}
+
+fn control_character(name: &HeaderName) -> Refused {
+    invalid(format!("hyper: the value of the header {name} has a control character"))
+}
+
+fn invalid(message: String) -> Refused {
+    Refused::Invalid(OperationError::invalid(message))
 }

@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr};
 use neoc_abi::{Operation, detach, fs, http, kv, net, time, workers};
 use url::Url;
 
-use crate::policy;
+use crate::policy::{self, Refusal};
 
 /// What a decision is about.
 #[derive(Debug, Clone)]
@@ -54,6 +54,20 @@ impl<'a> Subject<'a> {
     pub fn request(method: &'a str, url: &Url, address: Option<IpAddr>) -> Self {
         let target = format!("{}{}", url.origin().ascii_serialization(), url.path());
         Self { capability: policy::http::CAPABILITY, operation: method.into(), target, address }
+    }
+
+    /// Of a secret that goes to an origin with a request.
+    pub fn secret(name: &'a str, url: &Url) -> Self {
+        let target = url.origin().ascii_serialization();
+        Self { capability: policy::secret::CAPABILITY, operation: name.into(), target, address: None }
+    }
+
+    /// Of a refusal, if it is a secret's.
+    pub fn of_secret(refusal: &'a Refusal) -> Option<Self> {
+        let Refusal { capability: policy::secret::CAPABILITY, target, .. } = refusal else { return None };
+        let (name, origin) = target.split_once(' ')?;
+        let (operation, target) = (name.into(), origin.to_owned());
+        Some(Self { capability: policy::secret::CAPABILITY, operation, target, address: None })
     }
 
     /// Of a connection whose target is parsed.

@@ -28,6 +28,7 @@ use self::{
 use super::{
     connect::{ConnectError, Connector, tls::Protocol},
     per_tenant::PerTenant,
+    secret::Secrets,
 };
 use crate::broker::{
     self, Broker,
@@ -43,12 +44,13 @@ pub struct Client {
     broker: Arc<Broker>,
     connector: Arc<Connector>,
     pools: PerTenant<Pool>,
+    secrets: Secrets,
 }
 
 impl Client {
-    /// A client that asks `broker` about each redirect, and connects by `connector`.
-    pub fn new(broker: Arc<Broker>, connector: Arc<Connector>) -> Self {
-        Self { broker, connector, pools: PerTenant::default() }
+    /// A client that asks `broker` about each redirect, connects by `connector`, and puts in these secrets.
+    pub fn new(broker: Arc<Broker>, connector: Arc<Connector>, secrets: Secrets) -> Self {
+        Self { broker, connector, pools: PerTenant::default(), secrets }
     }
 
     /// Sends a request and follows it to its last redirect.
@@ -78,12 +80,7 @@ impl Client {
                 Answer::Redirect(redirect) => redirect,
             };
             let next = next_request(permit.request().clone(), response.status);
-            let from = permit.url().origin();
-            let mut redirected = self.broker.authorize_redirect(&permit, next, &response.location)?;
-            if redirected.url().origin() != from {
-                redirected.drop_credentials();
-            }
-            permit = redirected;
+            permit = self.broker.authorize_redirect(&permit, next, &response.location)?;
         }
         Err(OperationError::io(format!("hyper: {}: more than {MAX_REDIRECTS} redirects", permit.url())))
     }
@@ -91,8 +88,10 @@ impl Client {
     /// Sends one request and reads its answer, but not the body of a redirect.
     async fn exchange(&self, permit: &Permit) -> Result<Answer, OperationError> {
         let url = permit.url();
-        let (wire, timeouts) = (build(url, permit.request())?, permit.request().timeouts);
+        let (mut wire, timeouts) = (build(url, permit.request())?, permit.request().timeouts);
         let destination = permit.destination().ok_or_else(|| cannot_be_requested(url))?;
+        // Anew for each hop: what goes to another origin has none left.
+        self.secrets.put_into(wire.headers_mut(), &destination.tenant().name, &permit.request().secret_headers)?;
         let pool = self.pools.of(destination.tenant(), Pool::default);
         let mut connection = match pool.take(destination.endpoint()).await {
             Some(connection) => connection,
@@ -166,7 +165,7 @@ struct Redirect {
 
 /// The wire form of a request. Its framing comes from the body alone.
 fn build(url: &Url, request: &Request) -> Result<http::Request<Full<Bytes>>, OperationError> {
-    let Request { method, headers, body, timeouts: _, decompress } = request;
+    let Request { method, headers, secret_headers: _, body, timeouts: _, decompress } = request;
     let mut wire = http::Request::new(Full::new(body.clone().unwrap_or_default()));
     *wire.method_mut() = method.clone();
     *wire.uri_mut() = url[Position::BeforePath..Position::AfterQuery].parse().map_err(|_| cannot_be_requested(url))?;
@@ -293,6 +292,7 @@ mod tests {
         Request {
             method,
             headers: HeaderMap::new(),
+            secret_headers: Vec::new(),
             body,
             timeouts: neoc_abi::http::Timeouts::default().into(),
             decompress: false,

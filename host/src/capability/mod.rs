@@ -8,6 +8,7 @@ pub mod kv;
 pub mod module;
 pub mod net;
 mod per_tenant;
+pub mod secret;
 pub mod time;
 pub mod workers;
 
@@ -20,7 +21,7 @@ use crate::{
     policy::{Host, Tenant},
 };
 
-/// What the effects work with: connection pools, open directories, the store.
+/// What the effects work with: connection pools, open directories, the store, secrets.
 pub struct Capabilities {
     http: http::Client,
     net: net::Client,
@@ -42,6 +43,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// Secrets that cannot be used, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Secrets(Vec<secret::Problem>),
     /// The key-value store cannot be opened.
     #[error("cannot open the key-value store {}", path.display())]
     Store {
@@ -54,19 +58,20 @@ pub enum OpenError {
 }
 
 impl Capabilities {
-    /// Opens what the tenants' grants need: their directories, and the store if anyone may use it.
+    /// Opens what the tenants' grants need: their directories, and the store if anyone may use it. Reads their secrets.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn open(host: &Host, tenants: &[Arc<Tenant>], broker: Arc<Broker>) -> Result<Self, OpenError> {
         let any_kv = tenants.iter().any(|tenant| tenant.may_use_kv());
+        let secrets = secret::Secrets::read(tenants).map_err(OpenError::Secrets)?;
         let fs = fs::Directories::open(&host.data_dir, tenants, None)?;
         let kv = any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?;
-        Ok(Self::with(broker, &host.dns, fs, kv))
+        Ok(Self::with(broker, &host.dns, secrets, fs, kv))
     }
 
     /// What the tenants of another policy of the same host need. The store stays open; connections are made
-    /// anew, because those that are there were judged by the policy before.
+    /// anew, because those that are there were judged by the policy before. Secrets are read again.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -77,18 +82,25 @@ impl Capabilities {
             Some(store) => Some(Arc::clone(store)),
             None => any_kv.then(|| kv::Store::open(&host.data_dir).map(Arc::new)).transpose()?,
         };
+        let secrets = secret::Secrets::read(tenants).map_err(OpenError::Secrets)?;
         let fs = fs::Directories::open(&host.data_dir, tenants, Some(&self.fs))?;
-        Ok(Self::with(broker, &host.dns, fs, kv))
+        Ok(Self::with(broker, &host.dns, secrets, fs, kv))
     }
 
     /// For a script that runs without a policy: there is nothing to open.
     pub fn none(broker: Arc<Broker>) -> Self {
-        Self::with(broker, &[], fs::Directories::none(), None)
+        Self::with(broker, &[], secret::Secrets::default(), fs::Directories::none(), None)
     }
 
-    fn with(broker: Arc<Broker>, dns: &[SocketAddr], fs: fs::Directories, kv: Option<Arc<kv::Store>>) -> Self {
+    fn with(
+        broker: Arc<Broker>,
+        dns: &[SocketAddr],
+        secrets: secret::Secrets,
+        fs: fs::Directories,
+        kv: Option<Arc<kv::Store>>,
+    ) -> Self {
         let connector = Arc::new(connect::Connector::new(dns));
-        let http = http::Client::new(Arc::clone(&broker), Arc::clone(&connector));
+        let http = http::Client::new(Arc::clone(&broker), Arc::clone(&connector), secrets);
         Self { http, net: net::Client::new(broker, connector), fs, kv }
     }
 }

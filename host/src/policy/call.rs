@@ -3,6 +3,7 @@
 //! ```text
 //! http GET https://api.example.com/v1     fs read /data/a.txt     kv get visits
 //! net tcp://db.example.com:5432            workers ./worker          detach
+//! secret api_key https://api.example.com
 //! ```
 //!
 //! Judged by the very functions that the broker asks, so that an answer here is the answer of a run.
@@ -17,7 +18,7 @@ use super::{
     http::{TargetError, parse_target},
     kv,
     net::{self, Target},
-    workers,
+    secret, workers,
 };
 
 /// A call.
@@ -52,6 +53,13 @@ pub enum Call {
         action: String,
         /// The key.
         key: String,
+    },
+    /// A secret in a request.
+    Secret {
+        /// Its name.
+        name: String,
+        /// Where it goes. What is behind the origin does not count.
+        origin: String,
     },
     /// A worker.
     Workers {
@@ -98,7 +106,7 @@ pub enum NotAllowed {
 impl Call {
     /// The forms, for who wrote another.
     pub const FORMS: &'static str = "write it as one of: http GET https://api.example.com/v1, net tcp://db.example.com:5432, \
-        fs read /data/a.txt, kv get visits, workers ./worker, detach";
+        fs read /data/a.txt, kv get visits, secret api_key https://api.example.com, workers ./worker, detach";
 
     /// Takes a call as it is written.
     ///
@@ -132,6 +140,9 @@ impl Call {
             }
             kv::CAPABILITY if ["get", "set", "delete"].contains(&operation) => {
                 Some(Self::Kv { action: operation.to_owned(), key: target })
+            }
+            secret::CAPABILITY if !target.is_empty() => {
+                Some(Self::Secret { name: operation.to_owned(), origin: target })
             }
             workers::CAPABILITY => Some(Self::Workers { module: target }),
             detach::CAPABILITY => Some(Self::Detach),
@@ -178,6 +189,10 @@ impl Call {
                 fs::decide(&allow.fs, &tenant.deny.fs, path, action.writes()).map(|located| located.grant.place.clone())
             }
             Self::Kv { action: _, key } => kv::decide(allow.kv.as_ref(), key).map(|grant| grant.place.clone()),
+            Self::Secret { name, origin } => {
+                let url = parse_target(origin).map_err(|error| NotAllowed::target(tenant, error))?;
+                secret::decide(&tenant.secrets, name, &url).cloned()
+            }
             Self::Workers { module } => {
                 workers::decide(allow.workers.as_ref(), module).map(|grant| grant.place.clone())
             }
@@ -244,6 +259,7 @@ impl fmt::Display for Call {
             }
             Self::Fs { action, path } => write!(f, "fs {} {path}", action.as_str()),
             Self::Kv { action, key } => write!(f, "kv {action} {key}"),
+            Self::Secret { name, origin } => write!(f, "secret {name} {origin}"),
             Self::Workers { module } => write!(f, "{}", format!("workers {module}").trim_end()),
             Self::Detach => f.write_str("detach"),
         }
@@ -301,7 +317,8 @@ mod tests {
         [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\naddresses = [\"10.0.0.0/8\"]\nmethods = [\"GET\"]\n\
         [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"d\"\naccess = \"read\"\n\
         [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\", \"udp://127.0.0.1:53\"]\n\
-        [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\"]\naddresses = [\"10.0.0.0/8\"]\n";
+        [[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\"]\naddresses = [\"10.0.0.0/8\"]\n\
+        [tenant.a.secret.key]\nfrom = \"env:K\"\norigins = [\"https://api.example.com\"]\n";
 
     fn judge(text: &str, address: Option<&str>) -> String {
         let policy = Policy::parse(POLICY, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
@@ -340,6 +357,11 @@ mod tests {
             ("fs read /data/../x", None, "bad_target"),
             ("kv get k", None, "p.toml:3"),
             ("  kv   set   k v ", None, "p.toml:3"),
+            ("secret key https://api.example.com", None, "p.toml:20"),
+            ("secret key https://api.example.com/v1", None, "p.toml:20"),
+            ("secret key http://api.example.com", None, "secret_not_bound"),
+            ("secret other https://api.example.com", None, "not_granted"),
+            ("secret key api.example.com", None, "invalid"),
             ("workers", None, "not_granted"),
             ("workers ./w", None, "not_granted"),
             ("detach", None, "not_granted"),
@@ -350,7 +372,9 @@ mod tests {
 
     #[test]
     fn what_is_no_call_is_refused_with_the_forms() {
-        for text in ["", "http", "get https://a.example", "fs move /a", "kv k", "time 3", "https://a.example"] {
+        for text in
+            ["", "http", "get https://a.example", "fs move /a", "kv k", "secret k", "time 3", "https://a.example"]
+        {
             assert!(Call::parse(text).expect_err(text).contains(Call::FORMS), "{text}");
         }
     }
@@ -362,6 +386,7 @@ mod tests {
             "net udp://a.example:1",
             "fs read /a b",
             "kv get k",
+            "secret k https://a.example",
             "workers ./w",
             "workers",
             "detach",

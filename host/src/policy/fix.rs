@@ -4,7 +4,7 @@
 //! So it is always a whole table with the tenant's name in its header, and the decisions are made such
 //! that one more table can only add: any rule may allow a call.
 
-use super::fs::Access;
+use super::{fs::Access, secret};
 
 /// What a tenant would have to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,15 @@ pub(super) enum Remedy {
     Detach,
     /// Workers, as many as by default.
     Workers,
+    /// An origin for a secret.
+    Secret {
+        /// Of the secret.
+        name: String,
+        /// As in its `origins`.
+        origin: String,
+        /// Whether the policy has the secret. Else the fix takes it from the variable of its name.
+        is_known: bool,
+    },
 }
 
 impl Remedy {
@@ -81,6 +90,13 @@ impl Remedy {
             Self::Kv => format!("[tenant.{tenant}.allow.kv]\n"),
             Self::Detach => format!("[tenant.{tenant}.allow.detach]\n"),
             Self::Workers => format!("[tenant.{tenant}.allow.workers]\n"),
+            Self::Secret { name, origin, is_known: true } => {
+                format!("[[tenant.{tenant}.secret.{name}.also]]\norigins = [{}]\n", quoted(origin))
+            }
+            Self::Secret { name, origin, is_known: false } => {
+                let (origin, from) = (quoted(origin), quoted(&secret::likely_source(name)));
+                format!("[tenant.{tenant}.secret.{name}]\nfrom = {from}\norigins = [{origin}]\n")
+            }
         }
     }
 }

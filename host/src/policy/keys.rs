@@ -89,8 +89,19 @@ pub enum Form {
     Table(&'static [Key]),
     /// `[[table]]`, any number of them.
     Tables(&'static [Key]),
-    /// `[table.NAME]`, by name; in words, what a name is.
-    Named(&'static [Key], &'static str),
+    /// `[table.NAME]`, by name.
+    Named(&'static [Key], Names),
+}
+
+/// What the names of tables are.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// In words.
+    pub words: &'static str,
+    /// A regular expression that they all match.
+    pub pattern: &'static str,
+    /// One of them, as a key of TOML.
+    pub example: &'static str,
 }
 
 // === impl Form ===
@@ -124,7 +135,7 @@ impl Form {
             Self::Count { least, most } => format!("{least} to {most}"),
             Self::Texts(what) => format!("list: {what}"),
             Self::TextOrTexts(what) => format!("one, or a list: {what}"),
-            Self::Named(_, what) => (*what).to_owned(),
+            Self::Named(_, names) => names.words.to_owned(),
             Self::Table(_) | Self::Tables(_) => String::new(),
         }
     }

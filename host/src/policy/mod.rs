@@ -16,6 +16,7 @@
 //! | `profile` | what a tenant starts from |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
+//! | [`secret`] | what a script may use and not read, and where it may go |
 //! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
 //! | [`machine`] | which addresses are this machine's own, and the decision on one |
 //! | [`call`], [`suggest`] | a call as an operator writes it, and the smallest policy for many |
@@ -48,6 +49,7 @@ mod read;
 pub mod refusal;
 pub mod route;
 pub mod schema;
+pub mod secret;
 mod source;
 pub mod suggest;
 pub mod target;

@@ -20,7 +20,19 @@ pub use self::{
 };
 use super::{
     host,
-    keys::{Form, Key, REQUIRED, TableToml},
+    keys::{Form, Key, Names, REQUIRED, TableToml},
+};
+
+const PROFILES: Names =
+    Names { words: "a profile's name: 1 to 63 of `a-z`, `0-9` and `-`", pattern: "^[a-z0-9-]{1,63}$", example: "web" };
+
+const TENANTS: Names =
+    Names { words: "a tenant's name: 1 to 63 of `a-z`, `0-9` and `-`", pattern: "^[a-z0-9-]{1,63}$", example: "acme" };
+
+const SECRETS: Names = Names {
+    words: "a secret's name: 1 to 63 of `a-z`, `0-9`, `_` and `-`",
+    pattern: "^[a-z0-9_-]{1,63}$",
+    example: "api_key",
 };
 
 /// Text with its place in the file.
@@ -83,14 +95,14 @@ impl TableToml for PolicyToml {
         },
         Key {
             name: "profile",
-            form: Form::Named(ProfileToml::KEYS, "a profile's name: 1 to 63 of `a-z`, `0-9` and `-`"),
+            form: Form::Named(ProfileToml::KEYS, PROFILES),
             default: "",
             example: r#"{ web = { limits = { wall = "10 s" } } }"#,
             doc: "What the tenants that extend it start from, before the defaults.",
         },
         Key {
             name: "tenant",
-            form: Form::Named(TenantToml::KEYS, "a tenant's name: 1 to 63 of `a-z`, `0-9` and `-`"),
+            form: Form::Named(TenantToml::KEYS, TENANTS),
             default: "",
             example: r#"{ acme = { script = "main.luau" } }"#,
             doc: "One tenant.",
@@ -199,6 +211,8 @@ pub struct TenantToml {
     pub allow: AllowToml,
     /// `[tenant.NAME.deny]`
     pub deny: DenyToml,
+    /// `[tenant.NAME.secret.NAME]`, by name.
+    pub secret: BTreeMap<Text, Spanned<SecretToml>>,
 }
 
 impl TableToml for TenantToml {
@@ -252,7 +266,70 @@ impl TableToml for TenantToml {
             example: r#"{ fs = [{ path = "/data/private" }] }"#,
             doc: "What it may not do, whatever `allow` says: a rule that denies wins over all that allow.",
         },
+        Key {
+            name: "secret",
+            form: Form::Named(SecretToml::KEYS, SECRETS),
+            default: "",
+            example: r#"{ api_key = { from = "env:API_KEY", origins = ["https://api.example.com"] } }"#,
+            doc: "Secrets that its script may use, and never read: it puts a handle into a header, and the host puts the value in on the way out.",
+        },
     ];
+}
+
+/// `[tenant.NAME.secret.NAME]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SecretToml {
+    /// The file or the variable that holds it.
+    pub from: Option<Text>,
+    /// Where it may go.
+    pub origins: Option<Vec<Text>>,
+    /// `[[tenant.NAME.secret.NAME.also]]`
+    pub also: Vec<Spanned<AlsoToml>>,
+}
+
+impl TableToml for SecretToml {
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "from",
+            form: Form::Text("`file:` and a path, or `env:` and a variable's name"),
+            default: REQUIRED,
+            example: r#""env:API_KEY""#,
+            doc: "Where it is kept: in a file, whose whole content it is but for one line feed at the end, or in a variable of the host's environment, which no script sees. 1 byte to 4 KiB of UTF-8 without control characters. Read at the start and at each reload.",
+        },
+        Key {
+            name: "origins",
+            form: Form::Texts("origins: `https://name`, `http://address:port`"),
+            default: REQUIRED,
+            example: r#"["https://api.example.com"]"#,
+            doc: "Where the secret may go: scheme, host and port, without wildcards. It grants no call; `allow.http` does. Who runs such an origin learns the secret, and may show it to the script.",
+        },
+        Key {
+            name: "also",
+            form: Form::Tables(AlsoToml::KEYS),
+            default: "",
+            example: r#"[{ origins = ["https://other.example.com"] }]"#,
+            doc: "Further origins, in tables of their own: what the fix of a refused call adds.",
+        },
+    ];
+}
+
+/// One `[[tenant.NAME.secret.NAME.also]]`
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlsoToml {
+    /// Where it may go as well.
+    pub origins: Option<Vec<Text>>,
+}
+
+impl TableToml for AlsoToml {
+    const KEYS: &'static [Key] = &[Key {
+        name: "origins",
+        form: Form::Texts("origins: `https://name`, `http://address:port`"),
+        default: REQUIRED,
+        example: r#"["https://other.example.com"]"#,
+        doc: "As the secret's own `origins`.",
+    }];
 }
 
 /// `[defaults]`, `[profile.NAME]`
@@ -324,8 +401,12 @@ mod tests {
         assert!(dns.is_some());
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, extends, limits, mode, allow, deny } = examples();
-        assert!(extends.is_some());
+        let TenantToml { script, routes, extends, limits, mode, allow, deny, secret } = examples();
+        assert!(extends.is_some() && secret.len() == 1);
+        let SecretToml { from, origins, also } = examples();
+        assert!(from.is_some() && origins.is_some() && also.len() == 1);
+        let AlsoToml { origins } = examples();
+        assert!(origins.is_some());
         assert!(deny.fs.len() == 1);
         assert!(script.is_some() && routes.is_some() && mode.is_some());
         assert!(limits.memory.is_some() && allow.kv.is_some());

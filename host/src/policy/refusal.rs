@@ -74,13 +74,15 @@ pub enum Reason {
     BadTarget,
     /// A rule denies it, whatever others allow.
     DeniedByRule,
+    /// The secret may not go to this origin.
+    SecretNotBound,
 }
 
 // === impl Reason ===
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotGranted,
         Self::HostNotAllowed,
         Self::PathNotAllowed,
@@ -92,6 +94,7 @@ impl Reason {
         Self::PathNotWritable,
         Self::BadTarget,
         Self::DeniedByRule,
+        Self::SecretNotBound,
     ];
 
     /// The stable label.
@@ -108,6 +111,7 @@ impl Reason {
             Self::PathNotWritable => "path_not_writable",
             Self::BadTarget => "bad_target",
             Self::DeniedByRule => "denied_by_rule",
+            Self::SecretNotBound => "secret_not_bound",
         }
     }
 
@@ -123,6 +127,7 @@ impl Reason {
             Self::PathNotGranted => "no grant covers this path",
             Self::PathNotWritable => "the grant that covers this path is for reading",
             Self::DeniedByRule => "a rule denies it",
+            Self::SecretNotBound => "the secret is not bound to this origin",
             Self::BadTarget => "the target is not written in its one spelling",
         }
     }
@@ -276,6 +281,7 @@ mod tests {
                 "path_not_writable",
                 "bad_target",
                 "denied_by_rule",
+                "secret_not_bound",
             ]
         );
     }

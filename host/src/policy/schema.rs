@@ -10,7 +10,6 @@ use super::{
     keys::{Form, Key, REQUIRED},
 };
 
-const NAME: &str = "^[a-z0-9-]{1,63}$";
 const NUMBER: &str = "(0|[1-9][0-9]*)";
 
 /// The schema of a policy file.
@@ -61,9 +60,9 @@ fn form(form: &Form) -> Map<String, Value> {
         Form::TextOrTexts(_) => json!({ "anyOf": [text(), texts()] }),
         Form::Table(keys) => Value::Object(table(keys)),
         Form::Tables(keys) => json!({ "type": "array", "items": table(keys) }),
-        Form::Named(keys, _) => json!({
+        Form::Named(keys, names) => json!({
             "type": "object",
-            "propertyNames": { "pattern": NAME },
+            "propertyNames": { "pattern": names.pattern },
             "additionalProperties": table(keys),
         }),
     };
@@ -103,7 +102,11 @@ mod tests {
     fn wrap(form: &Form, table: toml::Table) -> toml::Value {
         match form {
             Form::Tables(_) => toml::Value::Array(vec![table.into()]),
-            Form::Named(..) => toml::Table::from_iter([("acme".to_owned(), table.into())]).into(),
+            Form::Named(_, names) => {
+                let mut named = example(&format!("{{ {} = {{}} }}", names.example));
+                named.as_table_mut().expect("a table").iter_mut().for_each(|(_, value)| *value = table.clone().into());
+                named
+            }
             _ => table.into(),
         }
     }

@@ -14,6 +14,7 @@ use super::{
     call::{Call, NotAllowed},
     fix::{Remedy, new_dir, quoted},
     fs::Access,
+    secret,
     tenant::Tenant,
 };
 
@@ -32,6 +33,8 @@ struct Wanted {
     net: BTreeMap<String, (BTreeSet<String>, u64)>,
     /// By path.
     fs: BTreeMap<String, Directory>,
+    /// By name: whether the policy has it, origins, and calls.
+    secrets: BTreeMap<String, (bool, BTreeSet<String>, u64)>,
     kv: u64,
     detach: u64,
     workers: u64,
@@ -148,6 +151,12 @@ impl Wanted {
             Remedy::Kv => self.kv += n,
             Remedy::Detach => self.detach += n,
             Remedy::Workers => self.workers += n,
+            Remedy::Secret { name, origin, is_known } => {
+                let new = || (*is_known, BTreeSet::new(), 0);
+                let (_, origins, n_calls) = self.secrets.entry(name.clone()).or_insert_with(new);
+                origins.insert(origin.clone());
+                *n_calls += n;
+            }
         }
     }
 
@@ -198,6 +207,15 @@ impl Wanted {
             line(format_args!("path = {}", quoted(path)));
             line(format_args!("dir = {}", quoted(&dir)));
             line(format_args!("access = {}", quoted(access.as_str())));
+        }
+        for (name, (is_known, origins, n)) in &self.secrets {
+            if *is_known {
+                line(format_args!("[[tenant.{tenant}.secret.{name}.also]] # {n} calls"));
+            } else {
+                line(format_args!("[tenant.{tenant}.secret.{name}] # {n} calls"));
+                line(format_args!("from = {}", quoted(&secret::likely_source(name))));
+            }
+            line(format_args!("origins = [{}]", list(origins)));
         }
         for (capability, n) in [("kv", self.kv), ("detach", self.detach), ("workers", self.workers)] {
             if n > 0 {

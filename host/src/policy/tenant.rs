@@ -18,7 +18,7 @@ use super::{
     profile::Profiles,
     raw::{AllowToml, DenyHttpToml, DenyToml, ProfileToml, TenantToml, Text},
     route::{Placed, Route},
-    workers,
+    secret, workers,
 };
 
 /// Longest name, in bytes: that of a DNS label, so that a name can be one.
@@ -41,6 +41,8 @@ pub struct Tenant {
     pub allow: Allow,
     /// What it may not, whatever is allowed.
     pub deny: Deny,
+    /// What it may use and not read.
+    pub secrets: secret::Secrets,
 }
 
 /// Whether what the policy refuses is refused.
@@ -95,6 +97,7 @@ impl Tenant {
             mode: Mode::Enforce,
             allow: Allow::default(),
             deny: Deny::default(),
+            secrets: secret::Secrets::default(),
         }
     }
 
@@ -136,7 +139,7 @@ pub(super) fn enforce(
     let span = name.span();
     let mut raw = raw.into_inner();
     profiles.complete(&at, &mut raw, errors);
-    let TenantToml { script, routes, extends: _, limits, mode, allow, deny } = raw;
+    let TenantToml { script, routes, extends: _, limits, mode, allow, deny, secret } = raw;
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -154,6 +157,7 @@ pub(super) fn enforce(
         mode,
         allow,
         deny,
+        secrets: secret::enforce(secret, &child(&at, "secret"), errors),
         name: name.into_inner(),
     }
 }
