@@ -16,6 +16,7 @@
 //! | [`drawings`] | what a person sees of a broken policy |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
+//! | [`operations`] | every operation that a guest can ask for, against grants that do not cover it |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`programs`] | random programs end, and leave the host whole |
 //! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
@@ -41,6 +42,7 @@ mod examples;
 mod host;
 mod layers;
 mod modules;
+mod operations;
 mod preemption;
 mod programs;
 mod reload;
