@@ -136,7 +136,7 @@ async fn run(sandbox: &Sandbox, name: &str, source: &[u8]) -> Result<(), String>
     })?;
     match sandbox.run(&image, CPU).await.map_err(|failure| failure.to_string())?.finish {
         Finish::Failed(error) => Err(format!("{}\n{}", error.message, error.traceback)),
-        Finish::Done | Finish::Response(_) | Finish::Worked(_) => Ok(()),
+        Finish::Done | Finish::Response(_) | Finish::Worked(_) | Finish::Surveyed(_) => Ok(()),
     }
 }
 

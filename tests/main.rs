@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`audit`] | the file that has a line for every decision, and the log without it |
 //! | [`cases`] | each folder below `tests/cases`: a script, its policy, what must come of it |
+//! | [`checks`] | what `neoc check` says of scripts, and that a run agrees |
 //! | [`cli`] | what the verbs print and exit with |
 //! | [`concurrency`] | which calls overlap and which do not |
 //! | [`conformance`] | Luau's own test files, in the guest |
@@ -15,6 +16,7 @@
 //! | [`drawings`] | what a person sees of a broken policy |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
+//! | [`operations`] | every operation that a guest can ask for, against grants that do not cover it |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`programs`] | random programs end, and leave the host whole |
 //! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
@@ -28,6 +30,7 @@
 
 mod audit;
 mod cases;
+mod checks;
 mod cli;
 mod concurrency;
 mod conformance;
@@ -39,6 +42,7 @@ mod examples;
 mod host;
 mod layers;
 mod modules;
+mod operations;
 mod preemption;
 mod programs;
 mod reload;

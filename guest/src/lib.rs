@@ -15,6 +15,7 @@
 //! | [`failure`] | errors: as a script catches them, and as the log shows them |
 //! | [`stdlib`] | the modules that a script may `require`, one file each |
 //! | [`module`] | `require`, and the tenant's own modules |
+//! | [`survey`] | what a script spells out, for a check that runs nothing |
 //! | [`sandbox`] | what a script may see |
 //! | [`value`] | values on their way to another VM and from it |
 //! | [`request`] | a request as a table, and the handler's answer |
@@ -38,6 +39,7 @@ mod request;
 mod sandbox;
 mod scheduler;
 mod stdlib;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod value;

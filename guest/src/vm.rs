@@ -11,7 +11,9 @@ use neoc_abi::workers::Work;
 
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
-use crate::{failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, stdlib, value};
+use crate::{
+    failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, stdlib, survey, value,
+};
 
 /// A VM, and what it is busy with.
 pub struct Vm {
@@ -84,20 +86,22 @@ impl Vm {
             Ok(bundle) => self.load_bundle(bundle),
             Err(_) => Err(failure::from_message("the bundle cannot be read")),
         };
-        host::finish(&match loaded {
-            Ok(entry) => {
-                self.entry = entry;
-                Finish::Done
-            }
-            Err(error) => Finish::Failed(error),
-        });
+        host::finish(&loaded.unwrap_or_else(Finish::Failed));
     }
 
-    fn load_bundle(&self, bundle: Bundle) -> Result<Entry, ScriptError> {
+    fn load_bundle(&mut self, bundle: Bundle) -> Result<Finish, ScriptError> {
         let Bundle { entry, mode, heap_bytes } = bundle;
         // 0 would be no limit at all.
         let heap_bytes = usize::try_from(heap_bytes).unwrap_or(usize::MAX).max(1);
         self.lua.set_memory_limit(heap_bytes).map_err(|error| failure::from_message(error.to_string()))?;
+        if mode == Mode::Survey {
+            return Ok(Finish::Surveyed(survey::survey(&self.lua, entry)));
+        }
+        self.entry = self.load_entry(&entry, mode)?;
+        Ok(Finish::Done)
+    }
+
+    fn load_entry(&self, entry: &Module, mode: Mode) -> Result<Entry, ScriptError> {
         sandbox::restart_clock(&self.lua);
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
         let compile = |entry: &Module| {
@@ -105,11 +109,11 @@ impl Vm {
             compiled.map_err(|error| failure::from_message(error.message))
         };
         #[cfg(feature = "conformance")]
-        let top_level = crate::conformance::entry(&self.lua, &entry, compile)?;
+        let top_level = crate::conformance::entry(&self.lua, entry, compile)?;
         #[cfg(not(feature = "conformance"))]
-        let top_level = compile(&entry)?;
+        let top_level = compile(entry)?;
         match mode {
-            Mode::Check => Ok(Entry::Absent),
+            Mode::Check | Mode::Survey => Ok(Entry::Absent),
             Mode::Script => Ok(Entry::Script(top_level)),
             Mode::Handler => self.handler(&entry.name, top_level).map(Entry::Handler),
         }

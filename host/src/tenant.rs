@@ -2,13 +2,16 @@
 
 use std::{fs, io, path::Path, sync::Arc};
 
-use neoc_abi::event::{Mode, Module, ScriptError};
+use neoc_abi::{
+    event::{Mode, Module, ScriptError},
+    survey::Survey,
+};
 
 use crate::{
     capability::module::Folder,
     limits::RateLimiter,
     policy,
-    runtime::{Failure, LoadError, Runtime, Share, SharedImage, Source},
+    runtime::{Failure, LoadError, MAX_MEMORY_BYTES, Runtime, Share, SharedImage, Source},
     script_log::{Quota, ScriptLog},
 };
 
@@ -72,11 +75,31 @@ impl Tenant {
         policy: Arc<policy::Tenant>,
         data_dir: &Path,
         runtime: &Arc<Runtime>,
-        mode: Mode,
     ) -> Result<Self, ScriptProblem> {
         let log_quota = Arc::new(Quota::new(&policy));
         let requests = Arc::new(RateLimiter::new(policy.limits.requests));
-        Self::load_with(policy, data_dir, runtime, mode, requests, log_quota).await
+        Self::load_with(policy, data_dir, runtime, requests, log_quota).await
+    }
+
+    /// Compiles the tenant's script, looks at its text and at those of its modules, and runs nothing.
+    ///
+    /// # Errors
+    /// See [`ScriptProblem`].
+    pub async fn survey(
+        policy: &Arc<policy::Tenant>,
+        data_dir: &Path,
+        runtime: &Arc<Runtime>,
+    ) -> Result<Survey, ScriptProblem> {
+        let name: Arc<str> = policy.name.as_str().into();
+        let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
+        let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::new(Quota::new(policy)));
+        let key = format!("tenant.{name}.script");
+        let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
+        let source = read(policy, modules, Mode::Check, &key)?;
+        runtime.load(&share, source.clone(), log.clone()).await.map_err(|error| not_loaded(error, &key))?;
+        // The modules may be more than a VM of the tenant's could hold at once: it need not load them all.
+        let source = Source { memory_bytes: MAX_MEMORY_BYTES, ..source };
+        runtime.survey(&share, source, log).await.map_err(|error| not_loaded(error, &key))
     }
 
     /// The tenant under another policy of the same host. What it has used of its rates stays used, where the
@@ -100,7 +123,7 @@ impl Tenant {
             && self.policy.allow.log == policy.allow.log;
         let log_quota = if same_log { Arc::clone(&self.log_quota) } else { Arc::new(Quota::new(&policy)) };
         if !self.is_current(&policy).await {
-            let loaded = Self::load_with(policy, data_dir, runtime, Mode::Handler, requests, log_quota).await?;
+            let loaded = Self::load_with(policy, data_dir, runtime, requests, log_quota).await?;
             return Ok((loaded, true));
         }
         let share = Share { tenant: Arc::clone(&self.name), weight: policy.limits.weight };
@@ -125,7 +148,6 @@ impl Tenant {
         policy: Arc<policy::Tenant>,
         data_dir: &Path,
         runtime: &Arc<Runtime>,
-        mode: Mode,
         requests: Arc<RateLimiter>,
         log_quota: Arc<Quota>,
     ) -> Result<Self, ScriptProblem> {
@@ -134,14 +156,19 @@ impl Tenant {
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
-        let source = read(&policy, Arc::clone(&modules), mode, &key)?;
+        let source = read(&policy, Arc::clone(&modules), Mode::Handler, &key)?;
         let entry = blake3::hash(&source.entry.source);
-        let image = runtime.load(&share, source, log).await.map_err(|error| match error {
-            LoadError::Script(error) => ScriptProblem::Broken { key, error },
-            LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
-        })?;
+        let image = runtime.load(&share, source, log).await.map_err(|error| not_loaded(error, &key))?;
         tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
         Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy, entry })
+    }
+}
+
+fn not_loaded(error: LoadError, key: &str) -> ScriptProblem {
+    let key = key.to_owned();
+    match error {
+        LoadError::Script(error) => ScriptProblem::Broken { key, error },
+        LoadError::Failed(failure) => ScriptProblem::Killed { key, failure },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{OperationError, value::Packed, workers::Work};
+use crate::{OperationError, survey::Survey, value::Packed, workers::Work};
 
 /// Free memory that a VM is born with, in bytes. Growing the memory is a system call that every thread of
 /// the host waits for; a request that needs no more than this never makes it.
@@ -38,6 +38,9 @@ pub enum Mode {
     Script,
     /// `load` compiles it, and nothing runs.
     Check,
+    /// `load` looks at its text and those of the modules that it requires, which are compiled, and finishes with a
+    /// [`Survey`]. Nothing runs.
+    Survey,
 }
 
 /// What a loaded VM is asked to do.
@@ -114,6 +117,8 @@ pub enum Finish {
     Worked(Result<Packed, OperationError>),
     /// The script failed.
     Failed(ScriptError),
+    /// A bundle of [`Mode::Survey`] was looked at.
+    Surveyed(Survey),
 }
 
 /// A script's failure, for the log. Never shown to a client.

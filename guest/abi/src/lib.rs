@@ -11,6 +11,7 @@
 //! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`net`], [`workers`] | operation and reply of one capability each |
 //! | [`secret`] | texts with secrets in them, by name |
 //! | [`value`] | values on their way from one VM to another |
+//! | [`survey`] | what the texts of a script spell out |
 //! | [`log`] | a line that the script printed |
 //! | [`mod@wire`] | the encoding |
 
@@ -25,6 +26,7 @@ pub mod log;
 pub mod module;
 pub mod net;
 pub mod secret;
+pub mod survey;
 pub mod time;
 pub mod value;
 pub mod wire;

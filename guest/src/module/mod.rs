@@ -16,6 +16,7 @@ mod resolve;
 
 use mlua::chunk::ChunkMode;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
+use neoc_abi::error::truncate_at_char;
 use neoc_abi::module::{MAX_SOURCE_BYTES, Operation, Reply};
 use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 
@@ -96,17 +97,26 @@ fn new_globals(lua: &Lua) -> mlua::Result<Table> {
     Ok(globals)
 }
 
-/// Finds the module that a name means: takes the requiring file and the name, gives the module.
+/// Takes the requiring file and a name, gives the module.
 async fn resolve(lua: Lua, arguments: Arguments) -> Answer {
     let requirer = arguments.text(0, "file")?;
     let name = arguments.text(1, "name")?;
+    let module = resolve_name(&lua, &requirer, &name).await?;
+    Ok(Value::String(lua.create_string(module)?))
+}
+
+/// Finds the module that a name means in a file.
+///
+/// # Errors
+/// For a name that is refused, or that an alias leads nowhere; and as [`find`].
+pub async fn resolve_name(lua: &Lua, requirer: &str, name: &str) -> Result<String, Failure> {
     loop {
         let step = match lua.app_data_ref::<Configurations>() {
-            Some(known) => known.resolve(&requirer, &name)?,
+            Some(known) => known.resolve(requirer, name)?,
             None => return Err(lost()),
         };
         let paths = match step {
-            Step::Module(module) => return Ok(Value::String(lua.create_string(module)?)),
+            Step::Module(module) => return Ok(module),
             Step::LookFor(paths) => paths,
         };
         let (present, source) = find(paths.clone()).await?;
@@ -124,18 +134,40 @@ async fn fetch(lua: Lua, arguments: Arguments) -> Answer {
         let message = format!("require: {module}: modules require one another {MAX_DEPTH} deep, which is the most");
         return Err(OperationError::limit("module_depth", message).into());
     }
-    // The longest answer, and the text in it.
-    memory::reserve(&lua, 2 * MAX_SOURCE_BYTES)
-        .map_err(|_| OperationError::limit("memory", format!("require: {module}: not enough memory to load it")))?;
-    let candidates = path::candidates(&module);
-    let (present, source) = find(candidates.clone()).await?;
-    let file = the_one(&module, &candidates, &present)?;
-    let body = compile(&lua, file, &source, Some(new_globals(&lua)?))
+    let (file, source) = read(&lua, &module).await?;
+    let body = compile(&lua, &file, &source, Some(new_globals(&lua)?))
         .map_err(|error| OperationError { message: format!("require: {}", error.message), ..error })?;
     let found = lua.create_table()?;
     found.raw_set("path", file)?;
     found.raw_set("body", body)?;
     Ok(Value::Table(found))
+}
+
+/// Reads a module: its file and its text.
+///
+/// # Errors
+/// When no file or more than one could be it; when there is no memory for it; and as [`find`].
+pub async fn read(lua: &Lua, module: &str) -> Result<(String, Vec<u8>), Failure> {
+    // The longest answer, and the text in it.
+    memory::reserve(lua, 2 * MAX_SOURCE_BYTES)
+        .map_err(|_| OperationError::limit("memory", format!("require: {module}: not enough memory to load it")))?;
+    let candidates = path::candidates(module);
+    let (present, source) = find(candidates.clone()).await?;
+    Ok((the_one(module, &candidates, &present)?.to_owned(), source))
+}
+
+/// Whether a name is for a module of the tenant's own, as far as its first character tells.
+pub fn is_own(name: &str) -> bool {
+    name.starts_with("./") || name.starts_with("../") || name.starts_with('@') || name.starts_with('/')
+}
+
+/// Says that there is no such module of ours.
+pub fn no_such_module(name: &str) -> String {
+    let mut names: Vec<&str> = stdlib::MODULES.iter().map(|module| module.name).collect();
+    names.sort_unstable();
+    let mut given = name.to_owned();
+    truncate_at_char(&mut given, 100);
+    format!("require: no module \"{given}\"; there are {}, and your own under ./, ../ or @", names.join(", "))
 }
 
 /// The file that a module is in, of those that could be it.

@@ -198,10 +198,14 @@ fn for_each_field(
 
 fn method(api: &str, value: &Value) -> Result<String, OperationError> {
     let method = arguments::text(api, "method", value)?;
-    if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic()) {
-        return Err(OperationError::invalid(format!("{api}: method must be a word such as GET, got {method:.100}")));
-    }
-    Ok(method.to_ascii_uppercase())
+    to_method(&method)
+        .ok_or_else(|| OperationError::invalid(format!("{api}: method must be a word such as GET, got {method:.100}")))
+}
+
+/// A method as it is sent, which a script may write in any case. None: it is none.
+pub fn to_method(written: &str) -> Option<String> {
+    let is_word = !written.is_empty() && written.bytes().all(|byte| byte.is_ascii_alphabetic());
+    is_word.then(|| written.to_ascii_uppercase())
 }
 
 async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {

@@ -6,7 +6,7 @@
 pub mod arguments;
 mod fs;
 pub mod headers;
-mod hyper;
+pub mod hyper;
 mod json;
 mod kv;
 mod log;

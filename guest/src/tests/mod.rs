@@ -10,6 +10,7 @@ mod requests;
 mod require;
 mod sandboxing;
 mod sites;
+mod survey;
 mod tasks;
 mod values;
 mod waiting;

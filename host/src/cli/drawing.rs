@@ -1,4 +1,4 @@
-//! Errors of a policy as a person reads them: each below the line that it is about.
+//! Errors of a policy, and what is found in scripts, as a person reads them: each below the line that it is about.
 //!
 //! ```text
 //! error: tenant.acme.limits.memory: at most 64 MiB per request
@@ -12,39 +12,67 @@
 //!
 //! The log of a running host has the errors on one line each instead.
 
-use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet as Source};
 
-use crate::policy::{PolicyError, PolicyErrors};
+use crate::policy::{PolicyError, PolicyErrors, Snippet};
 
 /// Draws all of them, and how many there are. `is_styled`: with colours.
 pub fn draw(errors: &PolicyErrors, is_styled: bool) -> String {
-    let renderer = if is_styled { Renderer::styled() } else { Renderer::plain() };
-    let mut text = String::new();
-    for error in errors.iter() {
-        text.push_str(&renderer.render(&[group(error)]));
-        text.push_str("\n\n");
-    }
+    let mut text: String = errors.iter().map(|error| draw_one(drawing(error), is_styled)).collect();
     let count = errors.iter().count();
     text.push_str(&format!("{count} error{} in the policy", if count == 1 { "" } else { "s" }));
     text
 }
 
-fn group(error: &PolicyError) -> Group<'_> {
-    let PolicyError { place, column, snippet, key, value: _, rule, help } = error;
-    let title = if key.is_empty() { rule.clone() } else { format!("{key}: {rule}") };
-    let group = Group::with_title(Level::ERROR.primary_title(title));
-    let (file, line) = (place.file.display().to_string(), place.line as usize);
+/// Something that is drawn below a line of a file.
+#[derive(Debug)]
+pub struct Drawing {
+    /// How bad it is.
+    pub level: Level<'static>,
+    /// What it is, on one line.
+    pub title: String,
+    /// The file.
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    /// In characters, counted from 1.
+    pub column: usize,
+    /// The line, and what of it this is about. Absent where it is too long to be drawn.
+    pub snippet: Option<Snippet>,
+    /// More about it.
+    pub note: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// Draws one, with a line after it.
+pub fn draw_one(drawing: Drawing, is_styled: bool) -> String {
+    let renderer = if is_styled { Renderer::styled() } else { Renderer::plain() };
+    let Drawing { level, title, file, line, column, snippet, note, help } = drawing;
+    let group = Group::with_title(level.primary_title(plain(&title)));
     let group = match snippet {
-        Some(snippet) => {
-            let annotation = AnnotationKind::Primary.span(snippet.span.clone());
-            let source = Snippet::source(plain(&snippet.line)).path(file).line_start(line).annotation(annotation);
-            group.element(source)
+        Some(Snippet { line: text, span }) => {
+            let annotation = AnnotationKind::Primary.span(span);
+            group.element(Source::source(plain(&text)).path(file).line_start(line).annotation(annotation))
         }
-        None => group.element(Origin::path(file).line(line).char_column(*column as usize)),
+        None => group.element(Origin::path(file).line(line).char_column(column)),
     };
-    match help {
-        Some(help) => group.element(Level::HELP.message(help.as_str())),
-        None => group,
+    let notes = [(Level::NOTE, note), (Level::HELP, help)].into_iter();
+    let notes = notes.filter_map(|(level, text)| text.map(|text| level.message(text)));
+    format!("{}\n\n", renderer.render(&[notes.fold(group, Group::element)]))
+}
+
+fn drawing(error: &PolicyError) -> Drawing {
+    let PolicyError { place, column, snippet, key, value: _, rule, help } = error;
+    Drawing {
+        level: Level::ERROR,
+        title: if key.is_empty() { rule.clone() } else { format!("{key}: {rule}") },
+        file: place.file.display().to_string(),
+        line: place.line as usize,
+        column: *column as usize,
+        snippet: snippet.clone(),
+        note: None,
+        help: help.clone(),
     }
 }
 

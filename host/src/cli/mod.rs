@@ -42,7 +42,8 @@ enum Verb {
     /// Ask what a policy allows, or would allow.
     #[command(subcommand)]
     Policy(policy::Verb),
-    /// Say all that is wrong with a policy and its scripts, and run nothing.
+    /// Say all that is wrong with a policy and its scripts, and run nothing. Exit code 0: no error, though there may be
+    /// warnings; 1: errors, or warnings with --deny-warnings.
     Check(check::Arguments),
 }
 
@@ -66,8 +67,7 @@ pub fn main() -> ExitCode {
 /// Prints an error and its causes to standard error.
 fn report(error: &(dyn Error + 'static)) {
     if let Some(errors) = error.downcast_ref::<PolicyErrors>() {
-        let is_styled = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        eprintln!("{}", drawing::draw(errors, is_styled));
+        eprintln!("{}", drawing::draw(errors, is_styled()));
         return;
     }
     eprintln!("{error}");
@@ -82,6 +82,11 @@ fn report(error: &(dyn Error + 'static)) {
 fn this_machine(host: Option<&Host>) -> std::result::Result<Machine, Box<dyn Error>> {
     let addresses = own_addresses().map_err(|error| format!("cannot list the addresses of this machine: {error}"))?;
     Ok(Machine::new(addresses, host.map(|host| host.listen)))
+}
+
+/// Whether standard error takes colours.
+fn is_styled() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Where compiled images are kept when the policy does not say.

@@ -125,7 +125,7 @@ async fn run(
     runtime.idle().await;
     match ended.finish {
         Finish::Failed(error) => Ok(fail(&error)),
-        Finish::Done | Finish::Response(_) | Finish::Worked(_) => Ok(ExitCode::SUCCESS),
+        Finish::Done | Finish::Response(_) | Finish::Worked(_) | Finish::Surveyed(_) => Ok(ExitCode::SUCCESS),
     }
 }
 

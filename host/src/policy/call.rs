@@ -175,7 +175,8 @@ impl Call {
         address.iter().copied().chain(known).map(|address| SocketAddr::new(address, port)).collect()
     }
 
-    /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may not do is refused here.
+    /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may
+    /// not do is refused here.
     ///
     /// # Errors
     /// See [`NotAllowed`].
@@ -200,6 +201,34 @@ impl Call {
         };
         rule.map(|rule| Allowed { rule, is_address_open: false }).map_err(refused)
     }
+}
+
+/// Judges a URL that a script spells out. `method`: None, it is not known. `is_whole`: whether more may follow.
+///
+/// # Errors
+/// As [`Call::judge`], where each call that this may be is refused.
+pub fn judge_url(
+    tenant: &Tenant,
+    machine: &Machine,
+    method: Option<&str>,
+    url: &str,
+    is_whole: bool,
+) -> Result<(), NotAllowed> {
+    let is_path_whole = is_whole || url.contains(['?', '#']);
+    if let Some(method) = method.filter(|_| is_path_whole) {
+        return judge_http(tenant, machine, method, url, None).map(drop);
+    }
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest);
+    if !is_whole && !authority.contains(['/', '?', '#']) {
+        return Ok(());
+    }
+    let url = match parse_target(url) {
+        Ok(url) => url,
+        Err(error) if is_whole => return Err(NotAllowed::target(tenant, error)),
+        Err(_) => return Ok(()),
+    };
+    http::decide_start(&tenant.allow.http, machine, method, &url)
+        .map_err(|refusal| NotAllowed::Refused(refusal.with_fix(tenant)))
 }
 
 fn judge_http(
@@ -367,6 +396,32 @@ mod tests {
             ("detach", None, "not_granted"),
         ] {
             assert_eq!(judge(text, address), expected, "{text} {address:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_in_a_script_is_judged_by_what_is_known_of_it() {
+        let policy = Policy::parse(POLICY, Path::new("p.toml")).unwrap_or_else(|errors| panic!("{errors}"));
+        let tenant = policy.tenant("a").expect("there");
+        for (method, text, is_whole, expected) in [
+            (Some("GET"), "https://api.example.com/v1", true, "ok"),
+            (Some("POST"), "https://api.example.com/v1", true, "method_not_allowed"),
+            (Some("POST"), "https://api.example.com/v1", false, "ok"),
+            (Some("POST"), "https://api.example.com/v1?q=", false, "method_not_allowed"),
+            (None, "https://api.example.com/v1", true, "ok"),
+            (None, "https://other.example.com", true, "host_not_allowed"),
+            (None, "https://other.example.com/", false, "host_not_allowed"),
+            (None, "https://other.example", false, "ok"),
+            (Some("GET"), "https://", false, "ok"),
+            (Some("GET"), "https:///", false, "ok"),
+            (Some("GET"), "", false, "ok"),
+            (Some("GET"), "", true, "invalid"),
+            (Some("GET"), "http://127.1/", false, "ok"),
+            (None, "http://127.1/", true, "bad_target"),
+        ] {
+            let label = judge_url(tenant, &Machine::default(), method, text, is_whole)
+                .map_or_else(|problem| problem.label(), |()| "ok");
+            assert_eq!(label, expected, "{method:?} {text} {is_whole}");
         }
     }
 

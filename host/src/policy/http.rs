@@ -225,7 +225,37 @@ fn denied_by(rules: &Rules, method: &str, url: &Url) -> Option<usize> {
 /// # Errors
 /// As [`verdict`].
 pub fn decide(rules: &Rules, machine: &Machine, method: &str, url: &Url) -> Result<HttpMatch, Refusal> {
-    verdict(rules, machine, method, url).map_err(|verdict| Call { rules, machine, method, url }.explain(verdict))
+    let call = Call { rules, machine, method, url, is_path_known: true };
+    verdict(rules, machine, method, url).map_err(|verdict| call.explain(verdict))
+}
+
+/// Whether every call is refused whose URL begins so, of which the rest of the path, and perhaps the method, is not
+/// known. `method`: None, it may be any.
+///
+/// # Errors
+/// The refusal of all these calls. Without one, some of them may be allowed or not.
+pub fn decide_start(rules: &Rules, machine: &Machine, method: Option<&str>, url: &Url) -> Result<(), Refusal> {
+    let given = method.unwrap_or("GET");
+    let Err(found) = verdict(rules, machine, given, url) else { return Ok(()) };
+    let is_certain = match found.reason {
+        Reason::NotGranted | Reason::HostNotAllowed | Reason::AddressNeverAllowed => true,
+        // Another rule may name the other address of `localhost`, where nobody of ours listens.
+        Reason::OwnListener => {
+            address::known(url.host()).iter().all(|address| !machine.is_open_to_rules(at(url, *address)))
+        }
+        // The rule may be for this very path, or for some methods: then it does not deny what is odd.
+        Reason::DeniedByRule => {
+            let mut longer = url.clone();
+            longer.set_path(&format!("{}~", url.path()));
+            let is_denied = |method, url| denied_by(rules, method, url).is_some();
+            is_denied(given, &longer) && (method.is_some() || is_denied("-", url))
+        }
+        // One that no rule can allow.
+        Reason::MethodNotAllowed => found.nearest == Nearest::None,
+        _ => false,
+    };
+    let call = Call { rules, machine, method: given, url, is_path_known: false };
+    if is_certain { Err(call.explain(found)) } else { Ok(()) }
 }
 
 /// Whether a matched call may be connected to an address. To be asked of every address before it is
@@ -276,7 +306,8 @@ pub fn check_address(
     }
     let nearest =
         matched.rules.first().map_or(Nearest::Address(address), |first| Nearest::Allow(*first, Some(address)));
-    Err(Call { rules, machine, method, url }.explain(Verdict { reason: machine.reason(to).0, nearest }))
+    let call = Call { rules, machine, method, url, is_path_known: true };
+    Err(call.explain(Verdict { reason: machine.reason(to).0, nearest }))
 }
 
 /// An address of the URL's host, on the URL's port. A URL that is allowed has one; no listener is on port 0.
@@ -290,6 +321,8 @@ struct Call<'a> {
     machine: &'a Machine,
     method: &'a str,
     url: &'a Url,
+    /// Whether that is the whole path.
+    is_path_known: bool,
 }
 
 impl Call<'_> {
@@ -343,7 +376,9 @@ impl Call<'_> {
         refusal.remedy(Remedy::Http {
             origin: self.url.origin().ascii_serialization(),
             method: self.method.to_owned(),
-            path: Some(self.url.path()).filter(|path| PathPattern::parse(path).is_ok()).map(str::to_owned),
+            path: Some(self.url.path())
+                .filter(|path| self.is_path_known && PathPattern::parse(path).is_ok())
+                .map(str::to_owned),
             addresses: addresses.into_iter().flat_map(|address| self.machine.networks(address)).collect(),
             addresses_are_known,
         })
@@ -708,6 +743,63 @@ mod tests {
         let error = neoc_abi::OperationError::from(refusal);
         assert_eq!(error.fix, None);
         assert!(!format!("{error:?}").contains("192.168"), "{error:?}");
+    }
+
+    #[test]
+    fn a_url_that_is_not_known_to_its_end_is_refused_where_no_end_helps() {
+        let deny = |host: &str, methods, paths: Option<&[&str]>| match paths {
+            Some(paths) => with_paths(rule(&[host], &[], methods), paths),
+            None => rule(&[host], &[], methods),
+        };
+        let rules = Rules::new(
+            vec![
+                with_paths(rule(&["https://a.example"], &[], Some(&["PUT"])), &["/v1/x"]),
+                rule(&["https://b.example", "https://c.example", "https://d.example"], &[], None),
+                rule(&["http://10.0.0.1", "http://169.254.169.254"], &[], None),
+            ],
+            vec![
+                deny("https://b.example", None, Some(&["/admin/*", "/v1"])),
+                deny("https://c.example", Some(&["GET"]), None),
+                deny("https://d.example", None, None),
+            ],
+        );
+        let any = None;
+        for (method, start, expected) in [
+            (any, "https://x.example/", Err(Reason::HostNotAllowed)),
+            (Some("GET"), "https://a.example/v1/", Ok(())),
+            (any, "https://a.example/v2/", Ok(())),
+            (any, "https://b.example/", Ok(())),
+            (Some("GET"), "https://b.example/admin/", Err(Reason::DeniedByRule)),
+            (any, "https://b.example/admin/", Err(Reason::DeniedByRule)),
+            (any, "https://b.example/admin", Ok(())),
+            (any, "https://b.example/v1", Ok(())),
+            (Some("GET"), "https://c.example/", Err(Reason::DeniedByRule)),
+            (Some("PUT"), "https://c.example/", Ok(())),
+            (any, "https://c.example/", Ok(())),
+            (any, "https://d.example/", Err(Reason::DeniedByRule)),
+            (any, "http://10.0.0.1/", Ok(())),
+            (any, "http://169.254.169.254/", Err(Reason::AddressNeverAllowed)),
+            (Some("TRACE"), "https://a.example/", Err(Reason::MethodNotAllowed)),
+        ] {
+            let decision = decide_start(&rules, &Machine::default(), method, &url(start));
+            assert_eq!(decision.map_err(|refusal| refusal.reason), expected, "{method:?} {start}");
+        }
+        let names = ["http://127.0.0.1", "http://localhost"];
+        let rules = Rules::new(vec![rule(&names, &["127.0.0.0/8"], None)], Vec::new());
+        let machine = Machine::new([], Some(([127, 0, 0, 1], 80).into()));
+        for (start, expected) in [
+            ("http://127.0.0.1/", Err(Reason::OwnListener)),
+            // By its other address it may lead elsewhere.
+            ("http://localhost/", Ok(())),
+        ] {
+            let decision = decide_start(&rules, &machine, any, &url(start));
+            assert_eq!(decision.map_err(|refusal| refusal.reason), expected, "{start}");
+        }
+        let tenant = super::super::Tenant::without_grants("acme", "main.luau");
+        let refusal = decide_start(&Rules::default(), &Machine::default(), any, &url("https://a.example/v1/"))
+            .expect_err("no rules");
+        let fix = "[[tenant.acme.allow.http]]\nhosts = [\"https://a.example\"]\nmethods = [\"GET\"]\n";
+        assert_eq!(refusal.with_fix(&tenant).fix.as_deref(), Some(fix));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`preempt`], [`safepoint`] | what ends time slices and kills: a watcher, and where the guest can be stopped |
 //! | [`epoch`] | the ticker that does so instead, where the policy says so |
 //! | [`image`] | the base image: built once, cached on disk |
+//! | [`load`] | a script on its way into the sandbox |
 //! | [`tenant_image`] | a tenant's loaded script, restored into each fresh VM |
 //! | [`vm`] | one instance and the calls into it |
 //! | [`state`] | what the host keeps beside a VM: meters, and the line to the broker |
@@ -20,6 +21,7 @@ mod failure;
 mod image;
 mod imports;
 mod limiter;
+mod load;
 mod meter;
 mod preempt;
 mod safepoint;
@@ -39,7 +41,7 @@ use std::{
 };
 
 use neoc_abi::{
-    event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start},
+    event::{Event, Finish, Start},
     log::{Level, Record},
 };
 use tokio::sync::{RwLock, Semaphore, oneshot};
@@ -48,12 +50,14 @@ use wasmtime::{InstancePre, Linker};
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
 pub use image::{GUEST, ImageError};
+pub use load::{LoadError, Source};
 pub use meter::CpuBudget;
 pub use scheduler::Share;
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
 
 use self::{
+    load::LOAD_CPU,
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
     scheduler::Scheduler,
@@ -61,17 +65,9 @@ use self::{
     vm::{Preempt, Vm},
 };
 use crate::{
-    capability::module::Folder,
     policy::{Preemption, detach},
     script_log::ScriptLog,
 };
-
-/// CPU time for compiling a script and running its top level.
-const LOAD_CPU: Duration = Duration::from_millis(200);
-
-/// Linear memory that Luau's heap may not use, so that the guest can still report an error when the
-/// heap is full, in bytes.
-const HEAP_RESERVE_BYTES: usize = 1024 * 1024;
 
 /// Longest time that work waits for a free instance.
 const SLOT_WAIT: Duration = Duration::from_secs(1);
@@ -123,19 +119,6 @@ pub struct Runtime {
     n_slots: u32,
     /// Held to read by whoever sees detached tasks to their end.
     outliving: Arc<RwLock<()>>,
-}
-
-/// A script to load.
-#[derive(Debug, Clone)]
-pub struct Source {
-    /// The entry module.
-    pub entry: Module,
-    /// How it is used.
-    pub mode: Mode,
-    /// Memory that a VM of it may have, in bytes.
-    pub memory_bytes: usize,
-    /// Where its own modules are.
-    pub modules: Arc<Folder>,
 }
 
 /// One piece of work for a VM.
@@ -206,40 +189,6 @@ impl Runtime {
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
         Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
-    }
-
-    /// Loads a script: compiles it in a VM and, in handler mode, runs its top level there.
-    ///
-    /// # Errors
-    /// [`LoadError::Script`] when the script is at fault, [`LoadError::Failed`] when its VM was killed.
-    pub async fn load(
-        self: &Arc<Self>,
-        share: &Share,
-        source: Source,
-        log: ScriptLog,
-    ) -> Result<TenantImage, LoadError> {
-        let runtime = Arc::clone(self);
-        self.on_worker(share, async move {
-            let failed = |error: wasmtime::Error| LoadError::Failed(Failure::from_wasmtime(&error, LOAD_CPU));
-            let used_bytes = runtime.base_memory.len().saturating_sub(SPARE_BYTES);
-            let heap_bytes = source.memory_bytes.saturating_sub(used_bytes + HEAP_RESERVE_BYTES);
-            let bundle = Bundle {
-                entry: source.entry,
-                mode: source.mode,
-                heap_bytes: u64::try_from(heap_bytes).unwrap_or(u64::MAX),
-            };
-            let reach = Reach::Modules(source.modules);
-            let state = State::new(source.memory_bytes, CpuMeter::new(CpuBudget::new(LOAD_CPU)), log, reach);
-            let mut vm = Vm::instantiate(&runtime.image, &runtime.preempt, state).await.map_err(failed)?;
-            match vm.load(&bundle).await.map_err(failed)? {
-                Finish::Failed(error) => Err(LoadError::Script(error)),
-                Finish::Done | Finish::Response(_) | Finish::Worked(_) => {
-                    TenantImage::capture(&mut vm, &runtime.base_memory).await.map_err(failed)
-                }
-            }
-        })
-        .await
-        .map_err(LoadError::Failed)?
     }
 
     /// Runs a job in a fresh VM until its script has an end. Dropping the future cancels it and all that it
@@ -352,15 +301,6 @@ impl Runtime {
         image.restore(&mut vm)?;
         Ok(vm)
     }
-}
-
-/// Why a script did not load.
-#[derive(Debug)]
-pub enum LoadError {
-    /// The script is at fault: it does not compile, or its top level failed.
-    Script(ScriptError),
-    /// Its VM was killed.
-    Failed(Failure),
 }
 
 /// Lets the tasks that were detached come to their ends, within their time.

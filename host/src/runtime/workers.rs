@@ -84,7 +84,9 @@ fn outcome(ended: Result<Ended, Failure>, n_instances: u32) -> Result<Reply, Ope
             let traceback = Some(traceback).filter(|traceback| !traceback.is_empty());
             Err(OperationError { traceback, ..OperationError::new(ErrorKind::Failed, message) })
         }
-        Ok(Finish::Response(_) | Finish::Done) => Err(OperationError::io("the worker ended as something else")),
+        Ok(Finish::Response(_) | Finish::Done | Finish::Surveyed(_)) => {
+            Err(OperationError::io("the worker ended as something else"))
+        }
         Err(Failure::Cpu(time)) => Err(Exceeded::new(Owner::Request, "cpu", shown_time(time)).at("workers")),
         Err(Failure::Wall(time)) => Err(Exceeded::new(Owner::Request, "wall", shown_time(time)).at("workers")),
         Err(Failure::Capacity) => Err(Exceeded::new(Owner::Host, "instances", n_instances).at("workers")),

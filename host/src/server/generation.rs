@@ -5,8 +5,6 @@
 
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
 
-use neoc_abi::event::Mode;
-
 use crate::{
     audit::{self, Audit},
     broker::Broker,
@@ -72,7 +70,7 @@ impl Generation {
         let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
         let mut scripts = Scripts::default();
         for tenant in &policy.tenants {
-            let loaded = Tenant::load(Arc::clone(tenant), &policy.host.data_dir, runtime, Mode::Handler).await;
+            let loaded = Tenant::load(Arc::clone(tenant), &policy.host.data_dir, runtime).await;
             scripts.add(loaded);
         }
         let tenants = scripts.finish()?;
@@ -102,7 +100,7 @@ impl Generation {
         for tenant in &policy.tenants {
             let data_dir = &policy.host.data_dir;
             let loaded = match self.tenants.get(&tenant.name) {
-                None => Tenant::load(Arc::clone(tenant), data_dir, runtime, Mode::Handler).await,
+                None => Tenant::load(Arc::clone(tenant), data_dir, runtime).await,
                 Some(before) => before.successor(Arc::clone(tenant), data_dir, runtime).await.map(|(loaded, again)| {
                     reloaded.extend(again.then(|| tenant.name.clone()));
                     loaded

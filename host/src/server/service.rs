@@ -243,7 +243,7 @@ fn finished(finish: Finish, tenant: &Tenant, id: &str) -> Answer {
                 message = error.message, traceback = error.traceback, "the script failed");
             return plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id);
         }
-        Finish::Done | Finish::Worked(_) => "it gave no response".to_owned(),
+        Finish::Done | Finish::Worked(_) | Finish::Surveyed(_) => "it gave no response".to_owned(),
     };
     tracing::error!(target: "neoc::request", tenant = %tenant.name, request = id, problem, "the script's response is not valid");
     plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
