@@ -6,6 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`addresses`] | spellings of forbidden addresses, ports, and hosts that look like allowed ones |
+//! | [`forms`] | targets that are no host and no port |
 //! | [`names`] | what a name server can answer: rebinding, mixed sets, aliases, too much, nothing |
 //! | [`namespace`] | the same with private addresses that are really there, where the machine allows it |
 //! | [`hostile`] | upstreams that break the rules of HTTP |
@@ -14,6 +15,7 @@
 
 mod addresses;
 mod exchange;
+mod forms;
 mod hostile;
 mod names;
 mod namespace;
