@@ -169,7 +169,7 @@ fn filled_in(targets: &[&[&str]], socket: &Path, port: u16) -> Vec<String> {
 fn listening(pid: u32) -> std::collections::BTreeSet<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    let own: BTreeSet<_> =
+    let own: std::collections::BTreeSet<_> =
         links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
     // The file, the column of the state and what it is for one that listens, the column of the inode.
     [("tcp", 3, "0A", 9), ("tcp6", 3, "0A", 9), ("unix", 3, "00010000", 6)]
