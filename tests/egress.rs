@@ -23,7 +23,7 @@ mod sockets;
 
 use std::{fs, net::SocketAddr};
 
-use crate::support::{neoc, output};
+use crate::support::{neoc, output, refusals};
 
 /// Every entry point that can reach the network. `redirect` is what a redirect leads to.
 const ENTRIES: [&str; 8] = ["get", "post", "request", "get_all", "redirect", "tcp", "tls", "udp"];
@@ -54,7 +54,7 @@ impl Lab {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("script.luau"), script).unwrap();
         let policy = format!(
-            "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ndns = [\"{dns}\"]\n\
+            "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\naudit = \"audit.jsonl\"\ndns = [\"{dns}\"]\n\
              [tenant.t]\nscript = \"script.luau\"\nroutes = [\"/*\"]\n\
              [tenant.t.limits]\noperations = \"100000/s\"\ncpu = \"10 s\"\nwall = \"60 s\"\n\
              {grants}"
@@ -74,6 +74,7 @@ impl Lab {
         command.env("NO_PROXY", "").env("RES_OPTIONS", "ndots:5").env("LOCALDOMAIN", "search.example");
         let got = output(command.args(["--tenant", "t", "--"]).args(arguments));
         assert_eq!(got.exit, 0, "{}\n{}", got.stdout, got.stderr);
+        refusals::check_file(&self.folder.path().join("audit.jsonl"));
         got.stdout
     }
 
