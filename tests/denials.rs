@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use neoc::policy::Machine;
 use serde_json::json;
 
 use crate::support::{neoc, output, refusals, upstream::Upstream};
@@ -33,7 +34,7 @@ fn run(folder: &Path, policy: &str) -> String {
     assert_eq!(got.exit, 0, "{policy}\n{}", got.stderr);
     let audit = folder.join("audit.jsonl");
     assert!(audit.exists());
-    refusals::check_file(&audit);
+    refusals::check_file(&audit, &Machine::default());
     got.stdout
 }
 
@@ -130,11 +131,11 @@ fn a_refusal_that_does_not_say_all_is_noticed() {
         "target": "https://a.example/", "outcome": "refuse", "reason": "method_not_allowed", "rule": "p.toml:4",
         "fix": "[[tenant.a.allow.http]]\nhosts = [\"https://a.example\"]\n",
     });
-    assert_eq!(refusals::lacks(&whole), None);
+    assert_eq!(refusals::lacks(&whole, &Machine::default()), None);
     for key in ["tenant", "request", "site", "capability", "operation", "target", "reason", "rule", "fix"] {
         let mut record = whole.clone();
         record[key] = json!(null);
-        assert_eq!(refusals::lacks(&record), Some(key));
+        assert_eq!(refusals::lacks(&record, &Machine::default()), Some(key));
     }
     for (key, wrong) in [
         ("site", "main.luau"),
@@ -146,9 +147,13 @@ fn a_refusal_that_does_not_say_all_is_noticed() {
         let mut record = whole.clone();
         record[key] = json!(wrong);
         // What a rule denies, no other allows: there is nothing to paste.
-        assert_eq!(refusals::lacks(&record), Some(if key == "reason" { "fix" } else { key }), "{wrong}");
+        assert_eq!(
+            refusals::lacks(&record, &Machine::default()),
+            Some(if key == "reason" { "fix" } else { key }),
+            "{wrong}"
+        );
     }
     let mut allowed = whole;
     (allowed["outcome"], allowed["site"]) = (json!("allow"), json!(null));
-    assert_eq!(refusals::lacks(&allowed), None);
+    assert_eq!(refusals::lacks(&allowed, &Machine::default()), None);
 }

@@ -25,6 +25,8 @@ mod sockets;
 
 use std::{fs, net::SocketAddr};
 
+use neoc::policy::Machine;
+
 use crate::support::{neoc, output, refusals};
 
 /// Every entry point that can reach the network. `redirect` is what a redirect leads to.
@@ -92,7 +94,7 @@ impl Lab {
         command.env("NO_PROXY", "").env("RES_OPTIONS", "ndots:5").env("LOCALDOMAIN", "search.example");
         let got = output(command.args(["--tenant", "t", "--"]).args(arguments));
         assert_eq!(got.exit, 0, "{}\n{}", got.stdout, got.stderr);
-        refusals::check_file(&self.folder.path().join("audit.jsonl"));
+        refusals::check_file(&self.folder.path().join("audit.jsonl"), &Machine::default());
         got.stdout
     }
 

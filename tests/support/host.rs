@@ -9,6 +9,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use neoc::policy::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
@@ -77,6 +78,12 @@ impl Host {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// What it knows of its machine.
+    fn machine(&self) -> Machine {
+        let interfaces = if_addrs::get_if_addrs().unwrap();
+        Machine::new(interfaces.iter().map(if_addrs::Interface::ip), Some(self.address))
+    }
+
     /// Waits for the host to end of its own; gives its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
@@ -103,7 +110,7 @@ impl Host {
         assert_eq!(self.wait(), Some(0), "the host did not drain");
         self.log_reader.take().unwrap().join().unwrap();
         let log = std::mem::take(&mut *self.log.lock().unwrap());
-        refusals::check_log(&log);
+        refusals::check_log(&log, &self.machine());
         log
     }
 }
@@ -120,8 +127,8 @@ impl Drop for Host {
         }
         if let Some(log_reader) = self.log_reader.take() {
             log_reader.join().unwrap();
-            refusals::check_log(&self.log());
+            refusals::check_log(&self.log(), &self.machine());
         }
-        refusals::check_file(&self.audit);
+        refusals::check_file(&self.audit, &self.machine());
     }
 }

@@ -1,36 +1,42 @@
 //! What every refusal says to the operator, wherever in the tests it comes up: who asked, from which line of the script,
 //! for what, which rule stood in the way, and what would allow it. Read from the log of a host, and from audit files.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
-use neoc::policy::{Reason, address};
+use neoc::policy::{Machine, Reason};
 use serde_json::Value;
 
 /// Fails if a refusal in the log of a host lacks a part.
-pub fn check_log(log: &str) {
+pub fn check_log(log: &str, machine: &Machine) {
     let records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     // The sums at the end are no refusals.
     let of_audit = records.filter(|record| record["target"] == "neoc::audit" && record["count"].is_null());
-    check(of_audit.map(|mut record| {
+    let records = of_audit.map(|mut record| {
         // What a log line's own target is named like.
         record["target"] = record["operation_target"].clone();
         record
-    }));
+    });
+    check(records, machine);
 }
 
 /// Fails if a refusal in an audit file lacks a part. The last line may be half written, when the host was killed.
-pub fn check_file(file: &Path) {
+pub fn check_file(file: &Path, machine: &Machine) {
     let text = fs::read_to_string(file).unwrap_or_default();
-    check(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
+    check(text.lines().filter_map(|line| serde_json::from_str(line).ok()), machine);
 }
 
-fn check(records: impl Iterator<Item = Value>) {
-    let problems: Vec<_> = records.filter_map(|record| Some(format!("{}: {record}", lacks(&record)?))).collect();
+fn check(records: impl Iterator<Item = Value>, machine: &Machine) {
+    let problems: Vec<_> =
+        records.filter_map(|record| Some(format!("{}: {record}", lacks(&record, machine)?))).collect();
     assert!(problems.is_empty(), "refusals that do not say all:\n{}", problems.join("\n"));
 }
 
-/// What a refusal does not say. None for what is no refusal.
-pub fn lacks(record: &Value) -> Option<&'static str> {
+/// What a refusal on this machine does not say. None for what is no refusal.
+pub fn lacks(record: &Value, machine: &Machine) -> Option<&'static str> {
     let text = |key: &str| record[key].as_str().unwrap_or_default();
     if !["refuse", "report"].contains(&text("outcome")) {
         return None;
@@ -64,7 +70,7 @@ pub fn lacks(record: &Value) -> Option<&'static str> {
             (true, true)
         }
         // What no rule can allow.
-        Reason::AddressNeverAllowed | Reason::BadTarget => (false, false),
+        Reason::AddressNeverAllowed | Reason::OwnListener | Reason::BadTarget => (false, false),
         Reason::DeniedByRule => (true, false),
     };
     let rule = record["rule"].as_str();
@@ -78,14 +84,22 @@ pub fn lacks(record: &Value) -> Option<&'static str> {
     };
     match record["fix"].as_str() {
         Some(fix) => (!needs_fix || !is_grant(fix)).then_some("fix"),
-        None => (needs_fix && is_open_to_rules(text("target"))).then_some("fix"),
+        None => (needs_fix && is_open_to_rules(text("target"), machine)).then_some("fix"),
     }
 }
 
-/// Whether a rule could allow the address that a target names, if it names one.
-fn is_open_to_rules(target: &str) -> bool {
-    let authority = target.split_once("://").and_then(|(_, rest)| rest.split('/').next()).unwrap_or_default();
-    let host = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map_or(authority, |(host, _)| host);
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    address.map_or(true, address::is_open_to_rules)
+/// Whether a rule could allow each address that a target names, if it names any.
+fn is_open_to_rules(target: &str, machine: &Machine) -> bool {
+    let (scheme, rest) = target.split_once("://").unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (host, port) = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).unwrap_or((authority, ""));
+    let port = port.parse().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    let addresses: Vec<IpAddr> = match host.trim_matches(['[', ']']).parse() {
+        Ok(address) => vec![address],
+        Err(_) if host == "localhost" || host.ends_with(".localhost") => {
+            vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+        }
+        Err(_) => Vec::new(),
+    };
+    addresses.into_iter().all(|address| machine.is_open_to_rules(SocketAddr::new(address, port)))
 }
