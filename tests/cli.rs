@@ -1,6 +1,9 @@
 //! What the verbs print and exit with.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::support::{Output, neoc, output, repository, run_script};
 
@@ -143,9 +146,10 @@ fn check_names_file_line_key_value_and_rule_of_each_policy_error() {
 #[test]
 fn check_of_the_repositorys_policies_finds_no_problem() {
     let entries = ["policies", "examples"].map(|folder| fs::read_dir(repository().join(folder)).unwrap());
-    // One of several files is in a folder, with those that it includes; some examples have one, too.
+    // One of several files is in a folder, with those that it includes; some examples have one, too, or two.
     let policies = entries.into_iter().flatten().map(|entry| entry.unwrap().path());
-    let policies = policies.map(|path| if path.is_dir() { path.join("policy.toml") } else { path });
+    let in_folder = |path: PathBuf| ["policy.toml", "upstream.toml"].map(|name| path.join(name)).to_vec();
+    let policies = policies.flat_map(|path| if path.is_dir() { in_folder(path) } else { vec![path] });
     for policy in policies.filter(|policy| policy.exists()) {
         let got = output(neoc().args(["check", "--deny-warnings", "--policy"]).arg(&policy));
         assert_eq!(got.exit, 0, "{}: {}", policy.display(), got.stderr);

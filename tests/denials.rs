@@ -2,9 +2,12 @@
 
 use std::{fs, path::Path};
 
-use crate::support::{neoc, output, upstream::Upstream};
+use neoc::policy::Machine;
+use serde_json::json;
 
-const HEAD: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\n\
+use crate::support::{neoc, output, refusals, upstream::Upstream};
+
+const HEAD: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\naudit = \"audit.jsonl\"\n\
     [tenant.a]\nscript = \"script.luau\"\nroutes = [\"/a\"]\n";
 
 /// Prints capability, target and fix of a refused call, or `ok`.
@@ -29,6 +32,9 @@ fn run(folder: &Path, policy: &str) -> String {
     command.current_dir(folder).args(["run", "script.luau", "--policy", "policy.toml", "--tenant", "a"]);
     let got = output(&mut command);
     assert_eq!(got.exit, 0, "{policy}\n{}", got.stderr);
+    let audit = folder.join("audit.jsonl");
+    assert!(audit.exists());
+    refusals::check_file(&audit, &Machine::default());
     got.stdout
 }
 
@@ -94,9 +100,9 @@ fn what_a_rule_denies_has_no_fix_and_names_the_rule() {
         [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read\"\n\
         [[tenant.a.deny.fs]]\npath = \"/data/private\"\n";
     for (call, rule) in [
-        ("require('vnd:hyper').get('https://api.example.com/x')", "policy.toml:9"),
-        ("require('std:net').connect('tcp://db.example.com:1')", "policy.toml:13"),
-        ("require('std:fs').read('/data/private/x')", "policy.toml:19"),
+        ("require('vnd:hyper').get('https://api.example.com/x')", "policy.toml:10"),
+        ("require('std:net').connect('tcp://db.example.com:1')", "policy.toml:14"),
+        ("require('std:fs').read('/data/private/x')", "policy.toml:20"),
     ] {
         let script = format!(
             "local _, err = pcall(function() return {call} end)\nprint(err.reason, err.rule, err.fix, err.site)"
@@ -115,4 +121,39 @@ fn a_metadata_address_has_no_fix() {
     let allowed = "[[tenant.a.allow.http]]\nhosts = [\"http://169.254.169.254\"]\naddresses = [\"0.0.0.0/0\"]\n";
     let printed = run(folder.path(), &format!("{HEAD}{allowed}"));
     assert!(printed.starts_with("http\n") && printed.ends_with("nil\n"), "{printed}");
+}
+
+/// Each test that runs a host or a lab looks at what was refused; this is what it looks for.
+#[test]
+fn a_refusal_that_does_not_say_all_is_noticed() {
+    let whole = json!({
+        "tenant": "a", "request": "1", "site": "main.luau:3", "capability": "http", "operation": "GET",
+        "target": "https://a.example/", "outcome": "refuse", "reason": "method_not_allowed", "rule": "p.toml:4",
+        "fix": "[[tenant.a.allow.http]]\nhosts = [\"https://a.example\"]\n",
+    });
+    assert_eq!(refusals::lacks(&whole, &Machine::default()), None);
+    for key in ["tenant", "request", "site", "capability", "operation", "target", "reason", "rule", "fix"] {
+        let mut record = whole.clone();
+        record[key] = json!(null);
+        assert_eq!(refusals::lacks(&record, &Machine::default()), Some(key));
+    }
+    for (key, wrong) in [
+        ("site", "main.luau"),
+        ("rule", "p.toml"),
+        ("fix", "grant it"),
+        ("fix", "[[tenant.b.allow.http]]\n"),
+        ("reason", "denied_by_rule"),
+    ] {
+        let mut record = whole.clone();
+        record[key] = json!(wrong);
+        // What a rule denies, no other allows: there is nothing to paste.
+        assert_eq!(
+            refusals::lacks(&record, &Machine::default()),
+            Some(if key == "reason" { "fix" } else { key }),
+            "{wrong}"
+        );
+    }
+    let mut allowed = whole;
+    (allowed["outcome"], allowed["site"]) = (json!("allow"), json!(null));
+    assert_eq!(refusals::lacks(&allowed, &Machine::default()), None);
 }

@@ -6,6 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`addresses`] | spellings of forbidden addresses, ports, and hosts that look like allowed ones |
+//! | [`forms`] | targets that are no host and no port |
 //! | [`names`] | what a name server can answer: rebinding, mixed sets, aliases, too much, nothing |
 //! | [`namespace`] | the same with private addresses that are really there, where the machine allows it |
 //! | [`hostile`] | upstreams that break the rules of HTTP |
@@ -15,6 +16,7 @@
 
 mod addresses;
 mod exchange;
+mod forms;
 mod hostile;
 mod names;
 mod namespace;
@@ -23,7 +25,9 @@ mod sockets;
 
 use std::{fs, net::SocketAddr};
 
-use crate::support::{neoc, output};
+use neoc::policy::Machine;
+
+use crate::support::{neoc, output, refusals};
 
 /// Every entry point that can reach the network. `redirect` is what a redirect leads to.
 const ENTRIES: [&str; 8] = ["get", "post", "request", "get_all", "redirect", "tcp", "tls", "udp"];
@@ -70,7 +74,7 @@ impl Lab {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("script.luau"), script).unwrap();
         let policy = format!(
-            "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ndns = [\"{dns}\"]\n\
+            "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\naudit = \"audit.jsonl\"\ndns = [\"{dns}\"]\n\
              [tenant.t]\nscript = \"script.luau\"\nroutes = [\"/*\"]\n\
              [tenant.t.limits]\noperations = \"100000/s\"\ncpu = \"10 s\"\nwall = \"60 s\"\n\
              {grants}"
@@ -90,6 +94,7 @@ impl Lab {
         command.env("NO_PROXY", "").env("RES_OPTIONS", "ndots:5").env("LOCALDOMAIN", "search.example");
         let got = output(command.args(["--tenant", "t", "--"]).args(arguments));
         assert_eq!(got.exit, 0, "{}\n{}", got.stdout, got.stderr);
+        refusals::check_file(&self.folder.path().join("audit.jsonl"), &Machine::default());
         got.stdout
     }
 

@@ -1,27 +1,30 @@
 //! Every example in the repository runs, as its first lines say.
 
-use std::{fs, net::TcpListener};
+use std::fs;
 
 use crate::support::{host::Host, neoc, output, repository, upstream::Upstream};
 
-/// Where the examples listen, and where those that fetch from their own host fetch from.
+/// Where the examples listen.
 const WRITTEN_ADDRESS: &str = "127.0.0.1:8080";
 
-/// A free port, in place of [`WRITTEN_ADDRESS`]. It must be known before the host listens on it.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
+/// In place of it.
+const ANY_ADDRESS: &str = "127.0.0.1:0";
 
-/// A copy of the demo that listens on a free port, with its own data.
-fn demo() -> (tempfile::TempDir, Host) {
+/// Where those that fetch fetch from: a server that is no example, and one that is.
+const WRITTEN_SERVER: &str = "127.0.0.1:9000";
+const WRITTEN_UPSTREAM: &str = "127.0.0.1:8081";
+
+/// A copy of the demo that listens on a free port and fetches from `upstream`, with its own data.
+fn demo(upstream: &Upstream) -> (tempfile::TempDir, Host) {
     let folder = tempfile::tempdir().unwrap();
-    let here = free_address();
+    let there = upstream.address.to_string();
     let examples = repository().join("examples");
     let policy = fs::read_to_string(repository().join("policies/demo.toml")).unwrap();
-    let digest = fs::read_to_string(examples.join("digest/main.luau")).unwrap().replace(WRITTEN_ADDRESS, &here);
+    let digest = fs::read_to_string(examples.join("digest/main.luau")).unwrap().replace(WRITTEN_SERVER, &there);
     fs::write(folder.path().join("digest.luau"), digest).unwrap();
     let policy = policy
-        .replace(WRITTEN_ADDRESS, &here)
+        .replace(WRITTEN_ADDRESS, ANY_ADDRESS)
+        .replace(WRITTEN_SERVER, &there)
         .replace("../data", "data")
         .replace("../examples/digest/main.luau", "digest.luau")
         .replace("../examples", &examples.display().to_string());
@@ -32,10 +35,16 @@ fn demo() -> (tempfile::TempDir, Host) {
 
 #[test]
 fn the_demo_serves_its_five_tenants() {
-    let (_folder, host) = demo();
+    let upstream = Upstream::start();
+    let (_folder, host) = demo(&upstream);
     assert_eq!(host.get("/hello?name=Ada").body, "Hello, Ada!\n");
     assert_eq!((host.get("/counter").body, host.get("/counter").body), ("visit 1\n".into(), "visit 2\n".into()));
-    assert_eq!(host.get("/digest").body, "200 Hello, digest!\n200 visit 3\n");
+    let digest = host.get("/digest").body;
+    let lines: Vec<_> = digest.lines().collect();
+    for (line, page) in lines.iter().zip(["/news", "/weather"]) {
+        assert!(line.starts_with(&format!("{}: 200, ", upstream.url(page))) && line.ends_with(" bytes"), "{digest}");
+    }
+    assert_eq!((lines.len(), upstream.requests()), (2, 2), "{digest}");
     assert_eq!(host.get("/notes").body, "{\"notes\":[]}\n");
     assert_eq!(host.post("/notes/shopping", "milk").status, 201);
     assert_eq!(host.get("/notes/shopping").body, "milk");
@@ -47,7 +56,7 @@ fn the_demo_serves_its_five_tenants() {
 
 #[test]
 fn the_caller_uses_a_secret_that_its_answer_does_not_hold() {
-    let (folder, upstream, written) = (tempfile::tempdir().unwrap(), Upstream::start(), "127.0.0.1:9000");
+    let (folder, upstream, written) = (tempfile::tempdir().unwrap(), Upstream::start(), WRITTEN_SERVER);
     let read = |path: &str| {
         fs::read_to_string(repository().join(path)).unwrap().replace(written, &upstream.address.to_string())
     };
@@ -92,22 +101,31 @@ fn run(example: &str) -> String {
     got.stdout
 }
 
-/// A copy of an example with a policy of its own, on a free port.
-fn serve(example: &str) -> (tempfile::TempDir, Host) {
+/// A copy of an example with a policy of its own and one of its upstream, on free ports.
+fn serve(example: &str) -> (tempfile::TempDir, [Host; 2]) {
     assert_eq!(command_of(example), ["host", "--policy", &format!("examples/{example}/policy.toml")]);
-    let (folder, here) = (tempfile::tempdir().unwrap(), free_address());
-    for entry in fs::read_dir(repository().join("examples").join(example)).unwrap() {
-        let path = entry.unwrap().path();
-        let text = fs::read_to_string(&path).unwrap().replace(WRITTEN_ADDRESS, &here).replace("../../data", "data");
-        fs::write(folder.path().join(path.file_name().unwrap()), text).unwrap();
-    }
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |name: &str, upstream: &str| {
+        let text = fs::read_to_string(repository().join("examples").join(example).join(name)).unwrap();
+        let text = text.replace("../../data", "data").replace(WRITTEN_ADDRESS, ANY_ADDRESS);
+        fs::write(folder.path().join(name), text.replace(WRITTEN_UPSTREAM, upstream)).unwrap();
+    };
+    let names: Vec<_> = fs::read_dir(repository().join("examples").join(example))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.iter().for_each(|name| copy(name, ANY_ADDRESS));
+    let upstream = Host::start_file(&folder.path().join("upstream.toml"));
+    let there = upstream.address.to_string();
+    // Its own policy stays as it is: it would be loaded again.
+    names.iter().filter(|name| *name != "upstream.toml").for_each(|name| copy(name, &there));
     let host = Host::start(folder.path());
-    (folder, host)
+    (folder, [host, upstream])
 }
 
 #[test]
 fn the_fan_out_takes_the_first_mirror_and_names_the_service_that_fails() {
-    let (_folder, host) = serve("ngx-fan-out");
+    let (_folder, [host, _upstream]) = serve("ngx-fan-out");
     let expected = "fast-mirror: 4.20\nstock: 12 left\nreviews failed: reviews answered 503\nshipping: 2 days\n";
     assert_eq!(host.get("/quote").body, expected);
 }
@@ -121,7 +139,7 @@ fn the_pipeline_does_each_job_once_and_ends() {
 
 #[test]
 fn the_summary_is_made_of_json_from_a_json_api() {
-    let (_folder, host) = serve("lune-request");
+    let (_folder, [host, _upstream]) = serve("lune-request");
     let answer = host.get("/summary");
     assert_eq!((answer.status, answer.headers["content-type"].as_str()), (200, "application/json"));
     let expected = concat!(

@@ -17,6 +17,7 @@
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`narrowing`] | modules that have less than their tenant, and that they cannot get round it |
+//! | [`operations`] | every operation that a guest can ask for, against grants that do not cover it |
 //! | [`preemption`] | kills at any moment, and what they leave |
 //! | [`programs`] | random programs end, and leave the host whole |
 //! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
@@ -43,6 +44,7 @@ mod host;
 mod layers;
 mod modules;
 mod narrowing;
+mod operations;
 mod preemption;
 mod programs;
 mod reload;

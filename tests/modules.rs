@@ -154,13 +154,17 @@ fn memory_that_runs_out_at_any_moment_leaves_no_load_half_done() {
         for n = 0, 149 do
             local name = './m' .. n
             local kept, i = {}, 0
-            pcall(function() while true do i += 1 kept[i] = string.rep(tostring(i), 1000) end end)
-            pcall(function() while true do i += 1 kept[i] = tostring(i) .. 'small' end end)
-            for j = #kept, #kept - 4 * n, -1 do kept[j] = nil end
-            local tried, ok = pcall(function()
+            -- Made first: with the heap full, there may be no room for a function.
+            local function fill() while true do i += 1 kept[i] = string.rep(tostring(i), 1000) end end
+            local function fill_up() while true do i += 1 kept[i] = tostring(i) .. 'small' end end
+            local function load()
                 local one, two = task.spawn(pcall, require, name), task.spawn(pcall, require, name)
                 return task.await(one) and task.await(two)
-            end)
+            end
+            pcall(fill)
+            pcall(fill_up)
+            for j = #kept, #kept - 4 * n, -1 do kept[j] = nil end
+            local tried, ok = pcall(load)
             if not (tried and ok) then failed += 1 end
             kept = nil
             -- The collector comes at the next loops and calls.

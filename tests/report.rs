@@ -164,6 +164,74 @@ fn report_mode_lets_nothing_pass_that_no_rule_can_allow() {
     assert!(suggested.contains("# a: the limit operations was hit 1 times"), "{suggested}");
 }
 
+#[test]
+fn report_mode_lets_nothing_pass_that_a_rule_denies() {
+    let script = "local fs, hyper, net = require('std:fs'), require('vnd:hyper'), require('std:net')
+        local function try(call, ...)
+            local ok, err = pcall(call, ...)
+            return if ok then 'ok' else `{err.reason} {err.rule} {err.fix}`
+        end
+        return function()
+            return table.concat({
+                try(hyper.get, 'ORIGIN/open'),
+                try(hyper.get, 'ORIGIN/private/x'),
+                try(hyper.post, 'ORIGIN/open', 'body'),
+                try(hyper.get_all, { 'ORIGIN/open' }),
+                try(hyper.get, 'ORIGIN/redirect/302?ORIGIN/private/x'),
+                try(net.connect, 'tcp://ADDRESS'),
+                try(fs.write, '/data/x', 'y'),
+                try(fs.read, '/data/private/x'),
+            }, '\\n')
+        end";
+    let setting = Setting::new();
+    let upstream = Upstream::start();
+    let (origin, address) = (upstream.url(""), upstream.address.to_string());
+    let script = script.replace("ORIGIN", &origin).replace("ADDRESS", &address);
+    write(setting.folder.path(), "main.luau", &script);
+    // Once with nothing that allows it, and once where all of it is allowed too.
+    let denied = format!(
+        "[[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read-write\"\n\
+         [[tenant.a.deny.fs]]\npath = \"/data/private\"\n\
+         [[tenant.a.deny.http]]\nhosts = [\"{origin}\"]\npaths = [\"/private/*\"]\n\
+         [[tenant.a.deny.http]]\nhosts = [\"{origin}\"]\nmethods = [\"POST\"]\n\
+         [[tenant.a.deny.net]]\nhosts = [\"tcp://{address}\"]\n"
+    );
+    let allowed = format!(
+        "[[tenant.a.allow.http]]\nhosts = [\"{origin}\"]\nmethods = [\"GET\", \"POST\"]\naddresses = [\"127.0.0.0/8\"]\n\
+         [[tenant.a.allow.net]]\nhosts = [\"tcp://{address}\"]\naddresses = [\"127.0.0.0/8\"]\n"
+    );
+    for (mode, allowed) in [(REPORT, ""), (REPORT, allowed.as_str()), ("", allowed.as_str())] {
+        let policy = format!("{mode}{denied}{allowed}");
+        setting.policy("policy.toml", &policy);
+        let text = fs::read_to_string(setting.folder.path().join("policy.toml")).unwrap();
+        let by = |table: &str, nth: usize| {
+            let lines = text.lines().enumerate().filter(|(_, line)| line.contains(&format!("deny.{table}]]")));
+            format!("denied_by_rule policy.toml:{} nil", lines.map(|(index, _)| index + 1).nth(nth).unwrap())
+        };
+        let before = upstream.requests();
+        let host = Host::start(setting.folder.path());
+        let expected = [
+            "ok".to_owned(),
+            by("http", 0),
+            by("http", 1),
+            "ok".to_owned(),
+            by("http", 0),
+            by("net", 0),
+            "ok".to_owned(),
+            by("fs", 0),
+        ];
+        assert_eq!(host.get("/a").body.lines().collect::<Vec<_>>(), expected, "{policy}");
+        host.stop();
+        // Two requests, and the one that was to be redirected.
+        assert_eq!(upstream.requests() - before, 3, "{policy}");
+        let refused = ["http GET", "http POST", "http GET", "net open", "fs read"];
+        let records = setting.records();
+        assert_eq!(outcomes(&records, "refuse"), refused.map(|call| format!("{call} denied_by_rule")), "{policy}");
+        assert_eq!(outcomes(&records, "report").is_empty(), !allowed.is_empty(), "{records:?}");
+        setting.remove_audit();
+    }
+}
+
 fn write(folder: &Path, name: &str, text: &str) {
     fs::write(folder.join(name), text).unwrap();
 }

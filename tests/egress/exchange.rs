@@ -104,6 +104,31 @@ fn credentials_stay_with_their_origin_and_a_loop_ends() {
 }
 
 #[test]
+fn what_a_script_changes_while_a_request_is_under_way_is_not_seen() {
+    let upstream = Upstream::start();
+    let printed = print(
+        &upstream,
+        r#"
+        local task = require('std:task')
+        local request = {
+            url = `http://{address}/redirect/307?/before`, method = 'PUT', body = 'before', headers = { ['x-a'] = 'before' },
+        }
+        local held = task.spawn(hyper.request, request)
+        local task_of_many = task.spawn(hyper.get_all, { request })
+        request.url, request.method, request.body = `http://{address}/after`, 'POST', 'after'
+        request.headers['x-a'], request.headers['x-b'] = 'after', 'after'
+        table.clear(request)
+        for _, reply in { task.await(held), task.await(task_of_many)[1] } do
+            local before = select(2, string.gsub(reply.body, 'before', ''))
+            print(string.match(reply.body, '^%u+ %S+'), before, string.find(reply.body, 'after'))
+        end
+        "#,
+    );
+    // In the path, the header and the body of the second hop.
+    assert_eq!(printed, "PUT /before\t3\tnil\n".repeat(2));
+}
+
+#[test]
 fn what_an_answer_says_beside_its_location_leads_nowhere() {
     let upstream = Upstream::start();
     let script = r#"

@@ -1,25 +1,28 @@
-//! A running `neoc host`, ended with the test.
+//! A running `neoc host`, ended with the test. All that it has refused by then is looked at, see [`refusals`].
 
 use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Stdio},
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
 };
 
+use neoc::policy::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     client::{self, Answer},
-    neoc,
+    neoc, refusals,
 };
 
 /// A host that serves a policy.
 pub struct Host {
     pub address: SocketAddr,
     child: Child,
+    /// Where tests have it written.
+    audit: PathBuf,
     log: Arc<Mutex<String>>,
     log_reader: Option<JoinHandle<()>>,
     // Held open: a closed pipe would change what the host sees.
@@ -49,12 +52,13 @@ impl Host {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
+        let audit = policy.with_file_name("audit.jsonl");
         let Some(address) = line.trim().strip_prefix("listening on http://") else {
             let _ = child.wait();
             log_reader.join().unwrap();
             panic!("the host did not start: {line:?}\n{}", log.lock().unwrap());
         };
-        Self { address: address.parse().unwrap(), child, log, log_reader: Some(log_reader), _stdout: stdout }
+        Self { address: address.parse().unwrap(), child, audit, log, log_reader: Some(log_reader), _stdout: stdout }
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -72,6 +76,12 @@ impl Host {
     /// Sends a signal to the host and to nobody else.
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// What it knows of its machine.
+    fn machine(&self) -> Machine {
+        let interfaces = if_addrs::get_if_addrs().unwrap();
+        Machine::new(interfaces.iter().map(if_addrs::Interface::ip), Some(self.address))
     }
 
     /// Waits for the host to end of its own; gives its exit code.
@@ -99,7 +109,9 @@ impl Host {
         self.signal(Signal::TERM);
         assert_eq!(self.wait(), Some(0), "the host did not drain");
         self.log_reader.take().unwrap().join().unwrap();
-        std::mem::take(&mut *self.log.lock().unwrap())
+        let log = std::mem::take(&mut *self.log.lock().unwrap());
+        refusals::check_log(&log, &self.machine());
+        log
     }
 }
 
@@ -108,9 +120,15 @@ impl Drop for Host {
         // Already ended when the test stopped it.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = self._stdout.read_to_end(&mut Vec::new());
         if thread::panicking() {
             eprintln!("the host's log:\n{}", self.log.lock().unwrap());
+            return;
         }
-        let _ = self._stdout.read_to_end(&mut Vec::new());
+        if let Some(log_reader) = self.log_reader.take() {
+            log_reader.join().unwrap();
+            refusals::check_log(&self.log(), &self.machine());
+        }
+        refusals::check_file(&self.audit, &self.machine());
     }
 }

@@ -1,5 +1,5 @@
 //! A running host, a sandbox without a host, an HTTP client, and what there is at the other end of a connection:
-//! upstreams good and bad, echoes, name servers, tripwires.
+//! upstreams good and bad, echoes, name servers, tripwires; what every refusal says.
 
 pub mod client;
 pub mod dns;
@@ -7,6 +7,7 @@ pub mod echo;
 pub mod host;
 pub mod hostile;
 mod packed;
+pub mod refusals;
 pub mod sandbox;
 pub mod tripwire;
 pub mod upstream;

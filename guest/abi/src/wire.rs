@@ -32,7 +32,10 @@ pub fn encoded_bytes<T: Serialize>(value: &T) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Completion, Operation, OperationError, Reply, fs, kv, time};
+    use crate::event::Finish;
+    use crate::log::Record;
+    use crate::secret::{Piece, Template};
+    use crate::{Call, Completion, Operation, OperationError, Reply, Site, fs, http, kv, module, net, time, workers};
 
     #[test]
     fn what_is_written_is_read_back() {
@@ -52,5 +55,94 @@ mod tests {
         for end in 0..bytes.len() {
             assert!(decode::<Operation>(&bytes[..end]).is_err(), "prefix of {end} bytes");
         }
+    }
+
+    /// Calls with every kind of field that there is.
+    fn calls() -> Vec<Call> {
+        let request = http::Request {
+            method: "POST".into(),
+            url: "https://a.example/x".into(),
+            headers: vec![("x-a".into(), b"1".to_vec()), ("x-b".into(), vec![])],
+            secret_headers: vec![("authorization".into(), Template { pieces: vec![Piece::Secret("key".into())] })],
+            body: Some(b"body".to_vec().into()),
+            timeouts: http::Timeouts { connect_ms: Some(u64::MAX), ..http::Timeouts::default() },
+            decompress: true,
+        };
+        let open =
+            net::Operation::Open { kind: net::Kind::Socket, target: "udp://a.example:1".into(), timeout_ms: Some(300) };
+        let work = workers::Work { module: "./m".into(), file: "a.luau".into(), arguments: vec![1; 3].into() };
+        let operations = [
+            Operation::Http(http::Operation::Request(request)),
+            Operation::Fs(fs::Operation::Write { path: "/data/a".into(), content: b"x".to_vec() }),
+            Operation::Kv(kv::Operation::Set { key: b"k\0".to_vec(), value: vec![0xff; 3] }),
+            Operation::Time(time::Operation::Wait { seconds: 0.5 }),
+            Operation::Module(module::Operation::Find { paths: vec!["a.luau".into(), "b.lua".into()] }),
+            Operation::Workers(workers::Operation::Run(work)),
+            Operation::Net(open),
+            Operation::Net(net::Operation::Read { handle: 1, want: net::Want::Line(80), timeout_ms: None }),
+        ];
+        let site = || Some(Site { module: "main.luau".into(), line: 300 });
+        operations.map(|operation| Call { site: site(), scope: 0, operation }).into()
+    }
+
+    /// Reads bytes as what a guest sends; whether they are a call. What can be read is written and read again as the
+    /// same bytes, so that nothing is understood in two ways.
+    fn read_as_all(bytes: &[u8]) -> bool {
+        let _ = (decode::<Finish>(bytes).is_ok(), decode::<Record>(bytes).is_ok());
+        let Ok(call) = decode::<Call>(bytes) else { return false };
+        let again = encode(&call).expect("encodes");
+        assert_eq!(decode::<Call>(&again).map(|call| encode(&call)), Ok(Ok(again.clone())), "{bytes:?}");
+        true
+    }
+
+    #[test]
+    fn an_operation_of_a_number_that_there_is_not_is_refused() {
+        // No site, scope 0, and the number, which takes up to five bytes, with much behind it.
+        let numbered = |number: u32| {
+            let bytes = [vec![0, 0], encode(&number).expect("encodes"), vec![0; 64]].concat();
+            decode::<Call>(&bytes)
+        };
+        let last = 7;
+        assert!(matches!(numbered(last), Ok(Call { operation: Operation::Net(_), .. })), "{:?}", numbered(last));
+        for number in (last + 1..=1000).chain([u32::MAX / 2, u32::MAX]) {
+            assert!(numbered(number).is_err(), "{number}");
+        }
+        for capability in 0..=last {
+            let bytes =
+                [vec![0, 0], encode(&capability).expect("encodes"), vec![0xff, 0xff, 0x03], vec![0; 64]].concat();
+            assert!(decode::<Call>(&bytes).is_err(), "operation 65535 of {capability}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_were_changed_are_a_message_or_an_error() {
+        let originals: Vec<_> = calls().iter().map(|call| encode(call).expect("encodes")).collect();
+        // Of xorshift64; the same every time.
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).expect("31 bits") % below
+        };
+        let (mut n_read, mut n_refused) = (0, 0);
+        for _ in 0..50_000 {
+            let mut bytes = originals[random(originals.len())].clone();
+            for _ in 0..=random(4) {
+                let at = random(bytes.len().max(1)).min(bytes.len());
+                match random(6) {
+                    0 => bytes.truncate(at),
+                    // A length or a number, as large as can be written.
+                    1 => drop(bytes.splice(at..at, [0xff, 0xff, 0xff, 0xff, 0x0f])),
+                    2 => drop(bytes.splice(at..at, [0xff; 11])),
+                    3 => drop(bytes.splice(at..at, originals[random(originals.len())].clone())),
+                    _ if bytes.is_empty() => {}
+                    4 => bytes[at] ^= 1 << random(8),
+                    _ => drop(bytes.remove(at)),
+                }
+            }
+            if read_as_all(&bytes) { n_read += 1 } else { n_refused += 1 }
+        }
+        assert!(n_read > 1000 && n_refused > 10_000, "{n_read} read, {n_refused} refused: the changes show nothing");
     }
 }

@@ -2,6 +2,7 @@
 //! submitted and completes them when it likes.
 
 mod cancelling;
+mod copies;
 mod coroutines;
 mod errors;
 mod modules;

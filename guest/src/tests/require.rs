@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use neoc_abi::api::MODULES;
 use neoc_abi::event::{Event, Finish, Mode, Request};
 use neoc_abi::module::{MAX_PATH_BYTES, MAX_PATHS, Reply};
 use neoc_abi::{Operation, Outcome, Reply as AnyReply, module, wire};
@@ -190,6 +191,86 @@ fn a_refused_name_is_never_asked_for() {
     assert_eq!(guest.submitted(), []);
     assert_eq!(guest.finish(), Some(Finish::Done));
     assert_eq!(guest.printed(), "");
+}
+
+#[test]
+fn a_module_of_ours_has_one_spelling() {
+    let ours: Vec<_> = MODULES.iter().map(|module| module.name).filter(|name| !name.is_empty()).collect();
+    let mut names = vec![
+        String::new(),
+        " ".into(),
+        "std".into(),
+        "std:".into(),
+        "vnd:".into(),
+        ":".into(),
+        "std:unknown".into(),
+        "vnd:std:fs".into(),
+        "std:std:fs".into(),
+        "std:io".into(),
+        "std:os".into(),
+        "std:debug".into(),
+        "[neoc]".into(),
+        "a".repeat(64 * 1024),
+        format!("std:{}", "f".repeat(64 * 1024)),
+        format!("std:fs{}", "\0".repeat(64 * 1024)),
+    ];
+    for name in &ours {
+        let (prefix, own) = name.split_once(':').expect("a prefix");
+        let capital = |text: &str| format!("{}{}", text[..1].to_uppercase(), &text[1..]);
+        names.extend([
+            name.to_uppercase(),
+            capital(name),
+            format!("{prefix}:{}", own.to_uppercase()),
+            format!("{prefix}:{}", capital(own)),
+            format!("{}:{own}", prefix.to_uppercase()),
+            format!("vnd:{name}"),
+            format!("{}:{own}", if prefix == "std" { "vnd" } else { "std" }),
+            own.to_string(),
+            format!(":{own}"),
+            format!("{prefix}::{own}"),
+            format!("{prefix}.{own}"),
+            format!("{prefix}/{own}"),
+            format!("{prefix}\u{ff1a}{own}"),
+            format!("@{name}"),
+            format!("./{name}"),
+            format!("{name}/"),
+            format!("{name}:"),
+            format!("{name}\u{200b}"),
+            format!("\u{feff}{name}"),
+        ]);
+        for odd in [" ", "\0", "\t", "\n", "\r", "\u{a0}"] {
+            names.extend([
+                format!("{odd}{name}"),
+                format!("{name}{odd}"),
+                format!("{prefix}:{odd}{own}"),
+                format!("{prefix}{odd}:{own}"),
+            ]);
+        }
+    }
+    for name in names {
+        let bytes: String = name.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+        let mut guest = Guest::run(&format!(
+            "local ok, e = pcall(require, '{bytes}')
+             print(ok, type(e) == 'table' and e.kind, #tostring(e) < 1000)"
+        ));
+        assert_eq!(guest.submitted(), [], "{name:.80?}");
+        assert_eq!(guest.finish(), Some(Finish::Done), "{name:.80?}");
+        assert_eq!(guest.printed(), "false\tinvalid\ttrue", "{name:.80?}");
+    }
+    for name in ours {
+        check(&format!("print(type(require('{name}')))"), "table");
+    }
+}
+
+#[test]
+fn a_name_is_a_string() {
+    let named = "setmetatable({}, { __tostring = function() return 'std:fs' end })";
+    for name in ["nil", "1", "true", "{ 'std:fs' }", named, "buffer.fromstring('std:fs')", "print"] {
+        let source = format!(
+            "local ok, e = pcall(require, {name}) print(ok, e.kind, string.find(e.message, 'must be a string') ~= nil)"
+        );
+        check(&source, "false\tinvalid\ttrue");
+    }
 }
 
 #[test]

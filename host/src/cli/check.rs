@@ -17,10 +17,10 @@ use self::finding::{Finding, Severity};
 use super::{
     default_cache_dir,
     drawing::{Drawing, draw_one},
-    is_styled, load_policy, logging,
+    is_styled, load_policy, logging, this_machine,
 };
 use crate::{
-    policy::{self, Machine},
+    policy,
     runtime::{GUEST, Runtime, Settings},
     tenant::Tenant,
 };
@@ -60,9 +60,8 @@ pub fn main(arguments: &Arguments) -> super::Result {
     let preemption = policy.host.preemption;
     let settings = Settings { instances: INSTANCES, workers: None, cache_dir, preemption, guest: GUEST.into() };
     let runtime = Arc::new(Runtime::start(&settings, io.handle())?);
+    let machine = this_machine(Some(&policy.host))?;
     let mut tally = Tally::default();
-    // Where a policy is checked is not always where it is served: of the machine only the listener counts.
-    let machine = Machine::new([], policy.host.refused_listener(policy.host.listen));
     io.block_on(async {
         for tenant in &policy.tenants {
             match Tenant::survey(tenant, &policy.host.data_dir, &runtime).await {

@@ -78,15 +78,15 @@ fn report(error: &(dyn Error + 'static)) {
     }
 }
 
-/// Whether standard error takes colours.
-fn is_styled() -> bool {
-    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
 /// This machine, and where a host of it listens, if there is one.
 fn this_machine(host: Option<&Host>) -> std::result::Result<Machine, Box<dyn Error>> {
     let addresses = own_addresses().map_err(|error| format!("cannot list the addresses of this machine: {error}"))?;
-    Ok(Machine::new(addresses, host.and_then(|host| host.refused_listener(host.listen))))
+    Ok(Machine::new(addresses, host.map(|host| host.listen)))
+}
+
+/// Whether standard error takes colours.
+fn is_styled() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Where compiled images are kept when the policy does not say.

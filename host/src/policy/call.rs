@@ -200,7 +200,8 @@ impl Call {
         decided.map(|()| allowed).map_err(|refusal| NotAllowed::Refused(refusal.with_fix(tenant)))
     }
 
-    /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may not do is refused here.
+    /// Decides, as a run on this machine does. The tenant's mode does not count: what a tenant in report mode may
+    /// not do is refused here.
     ///
     /// # Errors
     /// See [`NotAllowed`].

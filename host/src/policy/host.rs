@@ -35,15 +35,6 @@ pub struct Host {
     pub audit: Option<PathBuf>,
     /// Name servers for what scripts ask for. Empty: those of the system.
     pub dns: Vec<SocketAddr>,
-    /// Whether tenants may call the host that runs them, where a rule allows it. Default: no.
-    pub self_calls: bool,
-}
-
-impl Host {
-    /// A listener of this host, if no tenant may call it.
-    pub fn refused_listener(&self, listener: SocketAddr) -> Option<SocketAddr> {
-        Some(listener).filter(|_| !self.self_calls)
-    }
 }
 
 /// How a running script is made to give up its thread, and killed. Both stop everything.
@@ -59,7 +50,7 @@ pub enum Preemption {
 
 /// Converts the table; an absent key takes its default.
 pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> Host {
-    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns, self_calls } = raw;
+    let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns } = raw;
     let at = "host";
     let default_listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
     Host {
@@ -77,9 +68,6 @@ pub(super) fn enforce(raw: HostToml, folder: &Path, errors: &mut Errors<'_>) -> 
         workers: errors.value(&child(at, "workers"), workers.as_ref(), self::workers),
         preemption: errors
             .value(&child(at, "preemption"), preemption.as_ref(), |text| self::preemption(text))
-            .unwrap_or_default(),
-        self_calls: errors
-            .value(&child(at, "self_calls"), self_calls.as_ref(), |text| self::self_calls(text))
             .unwrap_or_default(),
         dns: errors.list(&child(at, "dns"), &dns.unwrap_or_default(), name_server),
         audit: errors.value(&child(at, "audit"), audit.as_ref(), |text| below(folder, text, "\"../audit.jsonl\"")),
@@ -130,14 +118,6 @@ fn preemption(text: &str) -> Result<Preemption, Broken> {
         "safepoint" => Ok(Preemption::Safepoint),
         "epoch" => Ok(Preemption::Epoch),
         _ => Err(Broken::new("\"safepoint\" or \"epoch\"").write("\"safepoint\"")),
-    }
-}
-
-fn self_calls(text: &str) -> Result<bool, Broken> {
-    match text {
-        "refuse" => Ok(false),
-        "allow" => Ok(true),
-        _ => Err(Broken::new("\"refuse\" or \"allow\"").write("\"refuse\"")),
     }
 }
 

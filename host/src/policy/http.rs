@@ -240,6 +240,10 @@ pub fn decide_start(rules: &Rules, machine: &Machine, method: Option<&str>, url:
     let Err(found) = verdict(rules, machine, given, url) else { return Ok(()) };
     let is_certain = match found.reason {
         Reason::NotGranted | Reason::HostNotAllowed | Reason::AddressNeverAllowed => true,
+        // Another rule may name the other address of `localhost`, where nobody of ours listens.
+        Reason::OwnListener => {
+            address::known(url.host()).iter().all(|address| !machine.is_open_to_rules(at(url, *address)))
+        }
         // The rule may be for this very path, or for some methods: then it does not deny what is odd.
         Reason::DeniedByRule => {
             let mut longer = url.clone();
@@ -792,6 +796,17 @@ mod tests {
         ] {
             let decision = decide_start(&rules, &Machine::default(), method, &url(start));
             assert_eq!(decision.map_err(|refusal| refusal.reason), expected, "{method:?} {start}");
+        }
+        let names = ["http://127.0.0.1", "http://localhost"];
+        let rules = Rules::new(vec![rule(&names, &["127.0.0.0/8"], None)], Vec::new());
+        let machine = Machine::new([], Some(([127, 0, 0, 1], 80).into()));
+        for (start, expected) in [
+            ("http://127.0.0.1/", Err(Reason::OwnListener)),
+            // By its other address it may lead elsewhere.
+            ("http://localhost/", Ok(())),
+        ] {
+            let decision = decide_start(&rules, &machine, any, &url(start));
+            assert_eq!(decision.map_err(|refusal| refusal.reason), expected, "{start}");
         }
         let tenant = super::super::Tenant::without_grants("acme", "main.luau");
         let refusal = decide_start(&Rules::default(), &Machine::default(), any, &url("https://a.example/v1/"))

@@ -40,12 +40,12 @@ pub struct AddressRefusal {
 // === impl Machine ===
 
 impl Machine {
-    /// A machine with these addresses, on which this host listens at `listener`.
+    /// A machine with these addresses, on which this host listens at `listener`: nowhere yet, if its port is 0.
     pub fn new(addresses: impl IntoIterator<Item = IpAddr>, listener: Option<SocketAddr>) -> Self {
         let mut addresses: Vec<_> = addresses.into_iter().map(|address| address.to_canonical()).collect();
         addresses.sort_unstable();
         addresses.dedup();
-        Self { addresses, listener }
+        Self { addresses, listener: listener.filter(|listener| listener.port() != 0) }
     }
 
     /// The same machine, when its interfaces have these addresses.

@@ -138,8 +138,6 @@ pub struct HostToml {
     pub dns: Option<Vec<Text>>,
     /// File that gets a line for every decision.
     pub audit: Option<Text>,
-    /// Whether tenants may call the host that runs them.
-    pub self_calls: Option<Text>,
 }
 
 impl TableToml for HostToml {
@@ -199,13 +197,6 @@ impl TableToml for HostToml {
             default: "(none)",
             example: r#""../audit.jsonl""#,
             doc: "File that gets a line of JSON for every decision. Without one, refusals go to the log, each tenant's within a quota. Read at the start only.",
-        },
-        Key {
-            name: "self_calls",
-            form: Form::Word(&["refuse", "allow"]),
-            default: r#""refuse""#,
-            example: r#""refuse""#,
-            doc: "Whether tenants may call the host that runs them, at its own listener. Such a call comes in past whatever stands in front of the host, so it is refused whatever the rules say. With `allow` the rules decide, as of any address. Read at the start only.",
         },
     ];
 }
@@ -423,9 +414,8 @@ mod tests {
         let ProfileToml { limits, mode, allow, deny } = examples();
         assert!(limits.memory.is_some() && mode.is_some() && allow.kv.is_some() && deny.fs.len() == 1);
         assert!(include.is_some() && tenant.len() == 1);
-        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, dns, audit, self_calls } =
-            examples();
-        assert!(dns.is_some() && self_calls.is_some());
+        let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, dns, audit } = examples();
+        assert!(dns.is_some());
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
         let TenantToml { script, routes, extends, limits, mode, allow, deny, secret, module } = examples();

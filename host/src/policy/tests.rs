@@ -86,7 +86,6 @@ fn every_key_of_a_file_is_enforced_as_written() {
             preemption: Preemption::Epoch,
             audit: Some("policies/../audit.jsonl".into()),
             dns: Vec::new(),
-            self_calls: false,
         }
     );
     let at = |line| Place::new(Path::new("policies/demo.toml"), line);

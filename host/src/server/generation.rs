@@ -59,13 +59,12 @@ pub struct Reloaded {
 
 impl Generation {
     /// Opens what the grants need and loads every tenant's script. `listener`: where this host listens, which no
-    /// tenant may call unless the policy says so.
+    /// tenant may call.
     ///
     /// # Errors
     /// All scripts that cannot be used, at once, or the first directory or store that cannot be opened.
     pub async fn first(policy: Policy, runtime: &Arc<Runtime>, listener: SocketAddr) -> Result<Self, LoadError> {
-        let machine =
-            Machine::new(own_addresses().map_err(LoadError::Addresses)?, policy.host.refused_listener(listener));
+        let machine = Machine::new(own_addresses().map_err(LoadError::Addresses)?, Some(listener));
         let audit = policy.host.audit.as_deref().map(Audit::to_file).transpose()?.unwrap_or_default();
         let broker = Arc::new(Broker::with_audit(Arc::new(audit), &policy.version(), machine, &policy.tenants));
         let capabilities = Arc::new(Capabilities::open(&policy.host, &policy.tenants, Arc::clone(&broker))?);
@@ -139,7 +138,7 @@ impl Scripts {
 /// The keys of `[host]` that a running host cannot follow, where they differ.
 fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
     // Destructured, so that a new key is decided on here.
-    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit, self_calls, dns: _ } = before;
+    let Host { listen, data_dir, cache_dir, instances, workers, preemption, audit, dns: _ } = before;
     let keys = [
         ("host.listen", *listen == after.listen),
         ("host.data_dir", *data_dir == after.data_dir),
@@ -148,7 +147,6 @@ fn fixed_keys(before: &Host, after: &Host) -> Vec<&'static str> {
         ("host.workers", *workers == after.workers),
         ("host.preemption", *preemption == after.preemption),
         ("host.audit", *audit == after.audit),
-        ("host.self_calls", *self_calls == after.self_calls),
     ];
     keys.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }
