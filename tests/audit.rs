@@ -74,7 +74,7 @@ fn every_decision_is_a_record_and_a_redirect_is_one_of_its_own() {
     assert_eq!(records.iter().map(summary).collect::<Vec<_>>(), expected);
     for record in &records {
         let keys: Vec<_> = record.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(keys.len(), 13, "every record has every key: {keys:?}");
+        assert_eq!(keys.len(), 14, "every record has every key: {keys:?}");
         assert_eq!(record["tenant"], "a");
         assert_eq!(record["request"], answer.headers["x-request-id"].as_str());
         assert_eq!(record["policy"].as_str().unwrap().len(), 12);
