@@ -1,6 +1,13 @@
 //! Every example in the repository runs, as its first lines say.
 
-use std::fs;
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    sync::mpsc,
+    thread,
+};
 
 use crate::support::{host::Host, neoc, output, repository, upstream::Upstream};
 
@@ -9,6 +16,9 @@ const WRITTEN_ADDRESS: &str = "127.0.0.1:8080";
 
 /// In place of it.
 const ANY_ADDRESS: &str = "127.0.0.1:0";
+
+/// Where the example of `std:net` connects to.
+const WRITTEN_CACHE: &str = "127.0.0.1:6379";
 
 /// Where those that fetch fetch from: a server that is no example, and one that is.
 const WRITTEN_SERVER: &str = "127.0.0.1:9000";
@@ -70,6 +80,78 @@ fn the_caller_uses_a_secret_that_its_answer_does_not_hold() {
     let host = Host::start(folder.path());
     assert_eq!(host.get("/").body, "the API answered 200\n");
     assert_eq!(upstream.requests(), 1);
+}
+
+/// A server that keeps texts by the protocol of Redis; three of its commands. Gives those it got.
+fn keep_texts(listener: TcpListener) -> mpsc::Receiver<Vec<String>> {
+    let (got, commands) = mpsc::channel();
+    thread::spawn(move || {
+        let mut texts = HashMap::<String, String>::new();
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = BufReader::new(stream);
+            while let Some(words) = read_command(&mut stream) {
+                let reply = match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+                    ["SET", key, text] => {
+                        texts.insert(key.to_owned(), text.to_owned());
+                        "+OK\r\n".to_owned()
+                    }
+                    ["GET", key] => {
+                        texts.get(key).map_or("$-1\r\n".to_owned(), |text| format!("${}\r\n{text}\r\n", text.len()))
+                    }
+                    ["INCR", key] => {
+                        let count = texts.get(key).map_or(0, |text| text.parse().unwrap()) + 1;
+                        texts.insert(key.to_owned(), count.to_string());
+                        format!(":{count}\r\n")
+                    }
+                    _ => "-ERR unknown command\r\n".to_owned(),
+                };
+                let _ = got.send(words);
+                stream.get_mut().write_all(reply.as_bytes()).unwrap();
+            }
+        }
+    });
+    commands
+}
+
+/// The words of a command, each written with its length. None at the end.
+fn read_command(stream: &mut impl BufRead) -> Option<Vec<String>> {
+    let count = |sign: char, stream: &mut dyn BufRead| {
+        let mut line = String::new();
+        stream.read_line(&mut line).ok()?;
+        line.trim_end().strip_prefix(sign)?.parse::<usize>().ok()
+    };
+    let n_words = count('*', stream)?;
+    let words = (0..n_words).map(|_| {
+        let mut word = vec![0; count('$', stream)? + 2];
+        stream.read_exact(&mut word).ok()?;
+        word.truncate(word.len() - 2);
+        String::from_utf8(word).ok()
+    });
+    words.collect()
+}
+
+#[test]
+fn the_notes_of_the_cache_are_kept_by_a_server_that_speaks_in_lines() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (folder, there) = (tempfile::tempdir().unwrap(), listener.local_addr().unwrap().to_string());
+    let commands = keep_texts(listener);
+    let read = |path: &str| {
+        let text = fs::read_to_string(repository().join(path)).unwrap();
+        text.replace(WRITTEN_CACHE, &there).replace(WRITTEN_ADDRESS, ANY_ADDRESS).replace("../data", "data")
+    };
+    fs::write(folder.path().join("main.luau"), read("examples/cache/main.luau")).unwrap();
+    let policy = read("policies/cache.toml").replace("../examples/cache/main.luau", "main.luau");
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    let host = Host::start(folder.path());
+    assert_eq!(host.get("/tea").status, 404);
+    // Lines of the protocol in a text are a text.
+    let text = "green\r\n*1\r\n$8\r\nFLUSHALL\r\n";
+    assert_eq!(host.post("/tea", text).body, "kept\n");
+    assert_eq!(host.get("/tea").body, format!("{text} (2)\n"));
+    assert_eq!((host.post("/none", "").status, host.get("/none").body), (201, " (1)\n".to_owned()));
+    drop(host);
+    let names: Vec<_> = commands.try_iter().map(|words| words[0].clone()).collect();
+    assert_eq!(names, ["GET", "INCR", "SET", "GET", "INCR", "SET", "GET", "INCR"]);
 }
 
 #[test]
