@@ -10,6 +10,7 @@
 //! | [`names`] | what a name server can answer: rebinding, mixed sets, aliases, too much, nothing |
 //! | [`namespace`] | the same with private addresses that are really there, where the machine allows it |
 //! | [`hostile`] | upstreams that break the rules of HTTP |
+//! | [`idle`] | connections that are kept for later, and how many |
 //! | [`exchange`] | headers, redirects, timeouts, packed bodies, connections that are used again |
 //! | [`own`] | the host's own listener, and the public addresses of the machine |
 //! | [`sockets`] | `std:net`: what a connection does when it is read, written, cancelled, closed |
@@ -18,6 +19,7 @@ mod addresses;
 mod exchange;
 mod forms;
 mod hostile;
+mod idle;
 mod names;
 mod namespace;
 mod own;

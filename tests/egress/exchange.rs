@@ -1,5 +1,5 @@
 //! What is sent and what is taken: headers, framing, redirects, timeouts, packed bodies, connections that are used
-//! again. NET-17, NET-20 to NET-22, NET-30.
+//! again. NET-17, NET-20 to NET-22.
 
 use std::net::TcpListener;
 
