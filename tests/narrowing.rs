@@ -243,6 +243,32 @@ fn what_a_module_is_given_is_of_who_gave_it() {
 }
 
 #[test]
+fn each_redirect_and_each_item_of_a_list_is_decided_for_the_module() {
+    let lab = Lab::new(&[
+        ("main.luau", "print(require('./vendor/lib')(require('vnd:hyper')))"),
+        (
+            "vendor/lib.luau",
+            "local hyper = require('vnd:hyper')
+            return function(given)
+                local function reason(hyper, ...)
+                    local ok, err = pcall(hyper.get, ...)
+                    return if ok then 'ok' else err.reason
+                end
+                local list = hyper.get_all({ 'URL/allowed', 'URL/other', 'URL/redirect/302?/other' })
+                return reason(hyper, 'URL/redirect/302?/allowed'), reason(hyper, 'URL/redirect/302?/other'),
+                    reason(given, 'URL/redirect/302?/other'), list[1].status, list[2].reason, list[3].reason
+            end",
+        ),
+    ]);
+    lab.write(
+        "[[tenant.a.module.\"vendor/lib\".allow.http]]\nhosts = [\"ORIGIN\"]\npaths = [\"/allowed\", \"/redirect/*\"]\n",
+    );
+    assert_eq!(lab.run(), "ok\tpath_not_allowed\tok\t200\tpath_not_allowed\tpath_not_allowed\n");
+    // Two redirects with their ends, a redirect without, and one that the tenant's own table may follow.
+    assert_eq!(lab.upstream.requests(), 7);
+}
+
+#[test]
 fn a_module_keeps_its_table_in_workers_tasks_and_requests() {
     let lib = "local kv = require('std:kv')
         return function() return (pcall(kv.get, 'k')) end";
