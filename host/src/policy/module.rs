@@ -94,6 +94,16 @@ impl Module {
     }
 }
 
+/// The table that a file's module has, of some: the one with the longest path that is the module or above it.
+pub(super) fn of_file<'a>(modules: &'a [Module], file: &str) -> Option<&'a Module> {
+    let path = file.strip_suffix(".luau").or_else(|| file.strip_suffix(".lua")).unwrap_or(file);
+    let path = path.strip_suffix("/init").unwrap_or(path);
+    let covers = |module: &&Module| {
+        path.strip_prefix(module.path.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    modules.iter().filter(covers).max_by_key(|module| module.path.len())
+}
+
 /// The networks of all addresses: a rule with these leaves them to another one.
 pub(super) fn all_networks() -> Vec<ipnet::IpNet> {
     let network = |address: IpAddr| ipnet::IpNet::new_assert(address, 0);
@@ -184,6 +194,24 @@ mod tests {
             ),
         ] {
             assert_eq!(parse(tables).map(drop), Err(expected.to_owned()), "{tables}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_the_table_with_the_longest_path_over_it() {
+        let policy = parse("[tenant.a.module.lib]\n[tenant.a.module.\"lib/part\"]\n").expect("valid");
+        let tenant = policy.tenant("a").expect("there");
+        for (file, expected) in [
+            ("lib.luau", Some("lib")),
+            ("lib/init.lua", Some("lib")),
+            ("lib/x.luau", Some("lib")),
+            ("lib/part/init.luau", Some("lib/part")),
+            ("lib/part/x/y.luau", Some("lib/part")),
+            ("lib/partial.luau", Some("lib")),
+            ("library.luau", None),
+            ("a.luau", None),
+        ] {
+            assert_eq!(tenant.module_of(file).map(|module| module.path.as_str()), expected, "{file}");
         }
     }
 

@@ -119,6 +119,11 @@ impl Tenant {
         self.modules.iter().map(|module| module.path.as_str())
     }
 
+    /// What a file of its script has, by the way from the script's folder, where that is less than it has itself.
+    pub fn module_of(&self, file: &str) -> Option<&Module> {
+        super::module::of_file(&self.modules, file)
+    }
+
     /// Whether it may come to use the store.
     pub fn may_use_kv(&self) -> bool {
         self.allow.kv.is_some() || self.is_reported()

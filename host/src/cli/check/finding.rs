@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use neoc_abi::survey::{Mention, Spot, Survey, Target, What};
 
 use crate::policy::{
-    Machine, Mode, Reason, Refusal, Snippet, Tenant,
+    Machine, Mode, Module, Reason, Refusal, Snippet, Tenant,
     call::{Call, FileAction, NotAllowed, judge_url},
     detach, fs, http, kv, net, secret, workers,
 };
@@ -61,7 +61,7 @@ pub fn judge(tenant: &Tenant, machine: &Machine, survey: Survey) -> Vec<Finding>
                 let title = format!("{name} is required, and the policy grants no {}", refusal.capability);
                 warning(tenant, spot, title, &refusal)
             }
-            What::Call { .. } => match refuse_call(tenant, machine, what)? {
+            What::Call { .. } => match refuse_call(tenant, machine, tenant.module_of(&spot.file), what)? {
                 NotAllowed::Refused(refusal) => warning(tenant, spot, refusal.message(), &refusal),
                 NotAllowed::Invalid(message) => Finding {
                     spot: spot.clone(),
@@ -95,7 +95,7 @@ fn module(what: &What) -> Option<&str> {
 
 /// The capability of a call of which the tenant is granted nothing.
 fn not_granted(tenant: &Tenant, machine: &Machine, what: &What) -> Option<&'static str> {
-    match refuse_call(tenant, machine, what)? {
+    match refuse_call(tenant, machine, None, what)? {
         NotAllowed::Refused(refusal) if refusal.reason == Reason::NotGranted => Some(refusal.capability),
         _ => None,
     }
@@ -134,14 +134,18 @@ fn refuse_module(tenant: &Tenant, machine: &Machine, name: &str) -> Option<Refus
     }
 }
 
-/// Why a call is refused. None: it is allowed, as far as it is known.
-fn refuse_call(tenant: &Tenant, machine: &Machine, what: &What) -> Option<NotAllowed> {
+/// Why a call is refused, of a module that may have less than its tenant. None: it is allowed, as far as it is known.
+fn refuse_call(tenant: &Tenant, machine: &Machine, narrowed: Option<&Module>, what: &What) -> Option<NotAllowed> {
     let What::Call { module, function, target, method } = what else { return None };
     let whole = target.as_ref().filter(|target| target.is_whole).map(|target| target.text.as_str());
     let call = match (module.as_str(), function.as_str()) {
         ("vnd:hyper", _) => {
             let Target { text, is_whole } = target.as_ref()?;
-            return judge_url(tenant, machine, method.as_deref(), text, *is_whole).err();
+            if let Some(refused) = judge_url(tenant, machine, method.as_deref(), text, *is_whole).err() {
+                return Some(refused);
+            }
+            // What is not known whole may be allowed: only the tenant's own rules are asked about that.
+            Call::from_parts(http::CAPABILITY, method.as_deref()?, whole?, None)?
         }
         ("std:net", "connect" | "udp") => Call::from_parts(net::CAPABILITY, "open", whole?, None)?,
         ("std:fs", _) => {
@@ -157,7 +161,7 @@ fn refuse_call(tenant: &Tenant, machine: &Machine, what: &What) -> Option<NotAll
         ("std:task", detach::CAPABILITY) => Call::Detach,
         _ => return None,
     };
-    call.judge(tenant, machine).err()
+    call.judge_of(tenant, machine, narrowed.map(|module| module.path.as_str())).err()
 }
 
 impl Finding {
