@@ -305,6 +305,14 @@ impl Caller {
         module.map(Some).ok_or_else(|| Refused::Invalid(OperationError::invalid("a call of no module")))
     }
 
+    /// Whether the module that asks may do what its tenant may. In report mode too.
+    fn check_module(&self, asked: Asked<'_>) -> Result<(), Refused> {
+        match self.module()? {
+            Some(module) => module.decide(asked).map_err(|refusal| self.refuse(refusal)),
+            None => Ok(()),
+        }
+    }
+
     /// [`Caller::basis`] of a call that the module which asks must be allowed as well.
     fn basis_of(&self, decided: Result<impl Into<Option<Place>>, Refusal>, asked: Asked<'_>) -> Result<Basis, Refused> {
         let module = self.module()?;

@@ -196,10 +196,8 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
 /// Whether each secret may go there. No report mode lets one go elsewhere.
 fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Refused> {
     for name in request.secrets() {
-        let module = caller.module()?;
-        secret::decide(&caller.tenant.secrets, name, url)
-            .and_then(|_| module.map_or(Ok(()), |module| module.decide(Asked::Secret(name, url))))
-            .map_err(|refusal| caller.refuse(refusal))?;
+        secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
+        caller.check_module(Asked::Secret(name, url))?;
     }
     Ok(())
 }
@@ -260,10 +258,9 @@ impl Broker {
     pub(super) fn record_secrets(&self, permit: &Permit) {
         let Permit { caller, url, request, .. } = permit;
         for name in request.secrets() {
-            let decided = secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal));
-            let decided = decided.map(|place| ((), Basis { rule: Some(place.clone()), reported: None }));
-            // It was asked before, with the same answer.
-            let _ = self.audit(caller, &Subject::secret(name, url), decided);
+            let rule = caller.tenant.secrets.get(name).map(|secret| secret.place.clone());
+            // Each was decided on with the request.
+            let _ = self.audit(caller, &Subject::secret(name, url), Ok(((), Basis { rule, reported: None })));
         }
     }
 

@@ -15,13 +15,12 @@ use toml::Spanned;
 use url::Url;
 
 use super::{
-    Machine, Place, Reason, Refusal,
+    Allow, Machine, Place, Reason, Refusal, detach,
     error::{Broken, Errors, child},
-    fix::Remedy,
-    fs, http, kv,
+    fs, http, kv, log,
     net::{self, Target},
     raw::{ModuleAllowToml, ModuleToml, Text},
-    secret,
+    secret, workers,
 };
 
 /// Longest path, in bytes.
@@ -35,12 +34,8 @@ pub struct Module {
     pub path: String,
     /// Where the policy file has it.
     pub place: Place,
-    http: http::Rules,
-    net: Vec<net::Rule>,
-    fs: Vec<fs::Grant>,
-    has_kv: bool,
-    has_detach: bool,
-    has_workers: bool,
+    /// What it may of what its tenant may. Only whether `detach` and `workers` are there counts.
+    allow: Allow,
     secrets: BTreeSet<String>,
 }
 
@@ -69,28 +64,19 @@ impl Module {
     /// # Errors
     /// As the tenant's own decision, but the fix is for the module.
     pub fn decide(&self, asked: Asked<'_>) -> Result<(), Refusal> {
+        let Self { path, place, allow, secrets } = self;
         let decided = match asked {
             // Addresses are the tenant's affair, and so is the machine.
-            Asked::Http(method, url) => http::decide(&self.http, &Machine::default(), method, url).map(drop),
-            Asked::Net(target) => net::decide(&self.net, &[], &Machine::default(), target).map(drop),
-            Asked::Fs(path, writes) => fs::decide(&self.fs, &[], path, writes).map(drop),
-            Asked::Kv(key) => self.present(self.has_kv, kv::CAPABILITY, key, Remedy::Kv),
-            Asked::Detach => self.present(self.has_detach, super::detach::CAPABILITY, "task", Remedy::Detach),
-            Asked::Workers(module) => {
-                self.present(self.has_workers, super::workers::CAPABILITY, module, Remedy::Workers)
-            }
-            Asked::Secret(name, url) => {
-                let origin = url.origin().ascii_serialization();
-                let target = format!("{name} {origin}");
-                let remedy = Remedy::Secret { name: name.to_owned(), origin, is_known: true };
-                self.present(self.secrets.contains(name), secret::CAPABILITY, &target, remedy)
-            }
+            Asked::Http(method, url) => http::decide(&allow.http, &Machine::default(), method, url).map(drop),
+            Asked::Net(target) => net::decide(&allow.net, &[], &Machine::default(), target).map(drop),
+            Asked::Fs(path, writes) => fs::decide(&allow.fs, &[], path, writes).map(drop),
+            Asked::Kv(key) => kv::decide(allow.kv.as_ref(), key).map(drop),
+            Asked::Detach => detach::decide(allow.detach.as_ref()).map(drop),
+            Asked::Workers(module) => workers::decide(allow.workers.as_ref(), module).map(drop),
+            Asked::Secret(name, _) if secrets.contains(name) => Ok(()),
+            Asked::Secret(name, url) => Err(secret::refuse(name, url, Reason::NotGranted, true)),
         };
-        decided.map_err(|refusal| refusal.in_module(&self.path, &self.place))
-    }
-
-    fn present(&self, is: bool, capability: &'static str, target: &str, remedy: Remedy) -> Result<(), Refusal> {
-        if is { Ok(()) } else { Err(Refusal::new(capability, target, Reason::NotGranted).remedy(remedy)) }
+        decided.map_err(|refusal| refusal.in_module(path, place))
     }
 }
 
@@ -133,17 +119,16 @@ fn one(path: Text, raw: Spanned<ModuleToml>, at: &str, script: &Path, errors: &m
     let ModuleToml { allow } = raw.into_inner();
     let ModuleAllowToml { http, net, fs, kv, detach, workers, secret } = allow;
     let at = child(&at, "allow");
-    Module {
+    let allow = Allow {
         http: http::enforce_of_module(http, &child(&at, "http"), errors),
         net: net::enforce_of_module(net, &child(&at, "net"), errors),
         fs: fs::enforce_of_module(fs, &child(&at, "fs"), errors),
-        has_kv: kv.is_some(),
-        has_detach: detach.is_some(),
-        has_workers: workers.is_some(),
-        secrets: secret.into_keys().map(Text::into_inner).collect(),
-        path: path.into_inner(),
-        place,
-    }
+        kv: kv.map(|kv| kv::Grant { place: errors.place(&kv.span()) }),
+        detach: detach.map(|detach| detach::Grant::with_defaults(errors.place(&detach.span()))),
+        workers: workers.map(|workers| workers::Grant::with_defaults(errors.place(&workers.span()))),
+        log: log::Grant::default(),
+    };
+    Module { allow, secrets: secret.into_keys().map(Text::into_inner).collect(), path: path.into_inner(), place }
 }
 
 /// Whether a text is a module's path in its one spelling.

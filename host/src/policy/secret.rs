@@ -61,18 +61,25 @@ pub enum Source {
 /// [`Reason::NotGranted`] for a secret that the policy does not have, [`Reason::SecretNotBound`] for one that is
 /// for other origins.
 pub fn decide<'a>(secrets: &'a Secrets, name: &str, url: &Url) -> Result<&'a Place, Refusal> {
-    let origin = url.origin().ascii_serialization();
-    let refuse = |reason| Refusal::new(CAPABILITY, &format!("{name} {origin}"), reason);
-    let remedy = |is_known| Remedy::Secret { name: name.to_owned(), origin: origin.clone(), is_known };
     let Some(secret) = secrets.get(name) else {
-        let refusal = refuse(Reason::NotGranted).note("the policy has no secret of this name for the tenant");
-        // No header of a table can have another name.
-        return Err(if is_name(name) { refusal.remedy(remedy(false)) } else { refusal });
+        let refusal = refuse(name, url, Reason::NotGranted, false);
+        return Err(refusal.note("the policy has no secret of this name for the tenant"));
     };
     if secret.origins.iter().any(|origin| origin.matches(url)) {
         return Ok(&secret.place);
     }
-    Err(refuse(Reason::SecretNotBound).near(&secret.place).remedy(remedy(true)))
+    Err(refuse(name, url, Reason::SecretNotBound, true).near(&secret.place))
+}
+
+/// A refusal to put a secret into a request. `is_known`: whether the policy has one of the name.
+pub(super) fn refuse(name: &str, url: &Url, reason: Reason, is_known: bool) -> Refusal {
+    let origin = url.origin().ascii_serialization();
+    let refusal = Refusal::new(CAPABILITY, &format!("{name} {origin}"), reason);
+    // No header of a table can have another name.
+    if !is_name(name) {
+        return refusal;
+    }
+    refusal.remedy(Remedy::Secret { name: name.to_owned(), origin, is_known })
 }
 
 /// Where a secret's value may well be: in the variable of its name in capitals.
