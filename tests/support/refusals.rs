@@ -70,7 +70,9 @@ pub fn lacks(record: &Value, machine: &Machine) -> Option<&'static str> {
             (true, true)
         }
         // What no rule can allow.
-        Reason::AddressNeverAllowed | Reason::OwnListener | Reason::BadTarget => (false, false),
+        Reason::AddressNeverAllowed | Reason::OwnListener | Reason::BadTarget | Reason::NarrowedByScript => {
+            (false, false)
+        }
         Reason::DeniedByRule => (true, false),
     };
     let rule = record["rule"].as_str();
