@@ -196,6 +196,9 @@ pub fn decide<'a>(grants: &'a [Grant], denied: &[Deny], path: &str, writes: bool
     if let Some(deny) = denied.iter().find(|deny| asked.below(&deny.path).is_some()) {
         return Err(refuse(Reason::DeniedByRule).near(&deny.place));
     }
+    if writes && asked.0 == "/" {
+        return Err(refuse(Reason::BadTarget).note("the root is neither written nor removed"));
+    }
     let access = if writes { Access::ReadWrite } else { Access::Read };
     let covering =
         grants.iter().enumerate().filter_map(|(index, grant)| Some((index, grant, asked.below(&grant.path)?)));
@@ -207,13 +210,14 @@ pub fn decide<'a>(grants: &'a [Grant], denied: &[Deny], path: &str, writes: bool
         let path = path_to_grant(&asked, writes);
         return Err(refuse(reason).remedy(Remedy::Fs { path, dir: None, access }));
     };
-    if !grant.access.allows(writes) {
-        let remedy = Remedy::Fs { path: grant.path.0.clone(), dir: Some(dir_text(grant)), access };
-        return Err(refuse(Reason::PathNotWritable).near(&grant.place).remedy(remedy));
-    }
+    // Before the access, which would not help.
     if writes && below.is_empty() {
         let refusal = refuse(Reason::BadTarget).note("the granted directory itself is neither written nor removed");
         return Err(refusal.near(&grant.place));
+    }
+    if !grant.access.allows(writes) {
+        let remedy = Remedy::Fs { path: grant.path.0.clone(), dir: Some(dir_text(grant)), access };
+        return Err(refuse(Reason::PathNotWritable).near(&grant.place).remedy(remedy));
     }
     Ok(Located { grant, grant_index, relative: PathBuf::from(if below.is_empty() { "." } else { below }) })
 }
