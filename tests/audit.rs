@@ -12,7 +12,13 @@ use neoc::policy::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{host::Host, repository, upstream::Upstream, wait_until};
+use crate::support::{
+    dns::{Answer, NameServer},
+    host::Host,
+    neoc, output, repository, runs,
+    upstream::Upstream,
+    wait_until,
+};
 
 const HOST: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\ninstances = 32\naudit = \"audit.jsonl\"\n";
 const TENANT: &str = "[tenant.a]\nscript = \"main.luau\"\nroutes = [\"/a\"]\n";
@@ -118,8 +124,8 @@ fn a_file_that_is_no_file_stops_the_start_with_its_key() {
     fs::write(folder.path().join("main.luau"), "return function() end").unwrap();
     fs::create_dir(folder.path().join("audit.jsonl")).unwrap();
     fs::write(folder.path().join("policy.toml"), format!("{HOST}{TENANT}")).unwrap();
-    let mut command = crate::support::neoc();
-    let output = crate::support::output(command.current_dir(folder.path()).args(["host", "--policy", "policy.toml"]));
+    let mut command = neoc();
+    let output = output(command.current_dir(folder.path()).args(["host", "--policy", "policy.toml"]));
     assert_eq!(output.exit, 1);
     assert!(output.stderr.contains("host.audit"), "{}", output.stderr);
 }
@@ -138,6 +144,56 @@ fn without_a_file_a_flood_of_refusals_is_cut_in_the_log_and_counted() {
     assert!(log.contains(counted), "{log}");
     let left_out = format!("left out of the log, over their tenants' parts of it\",\"count\":{}", 3000 - n_lines);
     assert!(log.contains(&left_out), "{log}");
+}
+
+#[test]
+fn without_a_file_the_log_says_of_a_refusal_what_the_file_says() {
+    let upstream = Upstream::start();
+    let names = NameServer::start([("ten.test", Answer::Addresses(vec!["10.0.0.1".parse().unwrap()], 60))]);
+    let folder = tempfile::tempdir().unwrap();
+    let call = "local fs, hyper = require('std:fs'), require('vnd:hyper')";
+    let lib = format!("{call} pcall(hyper.get, '{}')\nreturn true", upstream.url("/x"));
+    let script = format!(
+        "{call} pcall(hyper.get, 'http://ten.test/')\npcall(fs.write, '/a \"b\"\\27[2J', '')\n\
+         pcall(fs.write, '/data/é \"x\"', '')\nrequire('./lib')"
+    );
+    fs::write(folder.path().join("main.luau"), script).unwrap();
+    fs::write(folder.path().join("lib.luau"), lib).unwrap();
+    let policy = format!(
+        "{HOST}dns = [\"{}\"]\n{TENANT}[tenant.a.module.lib]\n[[tenant.a.allow.http]]\n\
+         hosts = [\"http://ten.test\", \"{}\"]\naddresses = [\"127.0.0.0/8\"]\n",
+        names.address,
+        upstream.url("")
+    );
+    let run = |policy: &str| {
+        fs::write(folder.path().join("policy.toml"), policy).unwrap();
+        let mut command = neoc();
+        command.current_dir(folder.path()).env("NEOC_LOG", runs::WITH_REFUSALS);
+        let got = command.args(["run", "main.luau", "--policy", "policy.toml", "--tenant", "a"]).output().unwrap();
+        let stderr = String::from_utf8(got.stderr).unwrap();
+        assert!(got.status.success(), "{stderr}");
+        stderr
+    };
+    // What differs between two runs, and between two files of which one has a line less.
+    let alike = |mut record: Value| {
+        for key in ["time", "policy", "request", "rule"] {
+            assert!(record[key].is_string() || key == "rule", "{key}: {record}");
+            record[key].take();
+        }
+        record.as_object_mut().unwrap().retain(|key, value| !value.is_null() && key != "detail");
+        record
+    };
+    assert_eq!(run(&policy), "");
+    let of_file: Vec<_> = records(&folder.path().join("audit.jsonl"))
+        .into_iter()
+        .filter(|record| record["outcome"] == "refuse")
+        .map(alike)
+        .collect();
+    let (of_log, others) = runs::split(&run(&policy.replace("audit = \"audit.jsonl\"\n", "")));
+    assert_eq!((of_file.len(), others.as_str()), (4, ""));
+    let has = |key: &str| of_file.iter().any(|record| record[key].is_string());
+    assert!(["module", "address", "fix", "site"].into_iter().all(has), "{of_file:?}");
+    assert_eq!(of_log.into_iter().map(alike).collect::<Vec<_>>(), of_file);
 }
 
 /// The keys of `[tenant.NAME.limits]`.

@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path};
 
-use neoc::policy::Machine;
+use neoc::policy::{Machine, Policy, call::Call};
 use serde_json::json;
 
-use crate::support::{neoc, output, refusals, upstream::Upstream};
+use crate::support::{neighbours::Asked, neoc, output, pastes, refusals, upstream::Upstream};
 
 const HEAD: &str = "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\naudit = \"audit.jsonl\"\n\
     [tenant.a]\nscript = \"script.luau\"\nroutes = [\"/a\"]\n";
@@ -32,9 +32,6 @@ fn run(folder: &Path, policy: &str) -> String {
     command.current_dir(folder).args(["run", "script.luau", "--policy", "policy.toml", "--tenant", "a"]);
     let got = output(&mut command);
     assert_eq!(got.exit, 0, "{policy}\n{}", got.stderr);
-    let audit = folder.join("audit.jsonl");
-    assert!(audit.exists());
-    refusals::check_file(&audit, &Machine::default());
     got.stdout
 }
 
@@ -156,4 +153,116 @@ fn a_refusal_that_does_not_say_all_is_noticed() {
     let mut allowed = whole;
     (allowed["outcome"], allowed["site"]) = (json!("allow"), json!(null));
     assert_eq!(refusals::lacks(&allowed, &Machine::default()), None);
+}
+
+#[test]
+fn a_refusal_that_its_policy_does_not_give_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.toml");
+    fs::write(&file, REFUSING).unwrap();
+    pastes::note(&file);
+    let version = Policy::parse(REFUSING, Path::new("policy.toml")).unwrap().version();
+    let fix =
+        "[[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"POST\"]\npaths = [\"/v1\"]\n";
+    let whole = json!({
+        "time": "", "policy": version, "tenant": "a", "request": "1", "site": "main.luau:3", "module": null,
+        "capability": "http", "operation": "POST", "target": "https://api.example.com/v1", "address": null,
+        "outcome": "refuse", "reason": "method_not_allowed", "rule": "policies/policy.toml:5", "fix": fix,
+    });
+    assert_eq!(refusals::problem(&whole, &Machine::default()), None);
+    for (key, other, expected) in [
+        ("policy", "0123456789ab", "is not known"),
+        ("reason", "path_not_allowed", "asked again"),
+        ("rule", "policies/policy.toml:6", "asked again"),
+        ("fix", "[tenant.a.allow.kv]\n", "asked again"),
+        ("operation", "GET", "the policy allows it"),
+        ("capability", "nothing", "no policy decides on it"),
+        ("target", "https://", "it makes no sense"),
+        ("module", "vendor/absent", ""),
+    ] {
+        let mut record = whole.clone();
+        record[key] = json!(other);
+        let said = refusals::problem(&record, &Machine::default()).unwrap_or_default();
+        assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{key}: {said}");
+    }
+}
+
+/// A policy of two tenants, of which one has two modules.
+const REFUSING: &str = "[tenant.a]\nscript = \"a.luau\"\n[tenant.b]\nscript = \"b.luau\"\n\
+    [[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"GET\"]\n\
+    [[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read\"\n\
+    [tenant.a.secret.key]\nfrom = \"env:KEY\"\norigins = [\"https://api.example.com\"]\n\
+    [tenant.a.module.\"vendor/lib\"]\n[tenant.a.module.\"vendor/other\"]\n";
+
+/// What is said of a fix for a call of tenant a.
+fn said_of_fix(call: &str, module: Option<&str>, fix: &str) -> String {
+    let (tenant, module) = ("a".to_owned(), module.map(str::to_owned));
+    let asked = Asked { tenant, module, call: Call::parse(call).unwrap() };
+    pastes::problem_of_fix(REFUSING, &asked, fix).unwrap_or_default()
+}
+
+/// What is pasted wherever something is refused in a test is looked at so.
+#[test]
+fn a_fix_that_allows_too_much_or_nothing_is_noticed() {
+    let post =
+        "[[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"POST\"]\npaths = [\"/v1\"]\n";
+    let net = "[[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\"]\n";
+    let read = "[[tenant.a.allow.fs]]\npath = \"/other\"\ndir = \"o\"\naccess = \"read\"\n";
+    let write = "[[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read-write\"\n";
+    let secret = "[[tenant.a.secret.key.also]]\norigins = [\"https://b.example\"]\n";
+    let kv = "[tenant.a.allow.kv]\n";
+    let changes = "changes another call";
+    for (call, fix, replaced, by, expected) in [
+        ("http POST https://api.example.com/v1", post, "", "", ""),
+        ("http POST https://api.example.com/v1", post, "https://api.", "https://*.", changes),
+        ("http POST https://api.example.com/v1", post, "com\"]", "com\", \"http://api.example.com:443\"]", changes),
+        ("http POST https://api.example.com/v1", post, "com\"]", "com\", \"https://api.example.com:444\"]", changes),
+        ("http POST https://api.example.com/v1", post, "com\"]", "com\"]\naddresses = [\"10.0.0.0/8\"]", changes),
+        ("http POST https://api.example.com/v1", post, "methods = [\"POST\"]\n", "", changes),
+        ("http POST https://api.example.com/v1", post, "[\"POST\"]", "[\"POST\", \"PUT\"]", changes),
+        ("http POST https://api.example.com/v1", post, "paths = [\"/v1\"]\n", "", changes),
+        ("http POST https://api.example.com/v1", post, "/v1\"", "/v1/*\"", changes),
+        ("http POST https://api.example.com/v1", post, "/v1\"", "/v2\"", "does not allow it"),
+        ("http POST https://api.example.com/v1", post, "api.", "other.", "does not allow it"),
+        ("http POST https://api.example.com/v1", post, "]]", "]", "makes no policy"),
+        ("http POST https://api.example.com/v1", post, "hosts", "host", "makes no policy"),
+        ("http POST https://api.example.com/v1", post, "tenant.a", "tenant.c", "makes no policy"),
+        ("http POST https://api.example.com/v1", post, "tenant.a", "tenant.b", "does not allow it"),
+        ("net tcp://db.example.com:5432", net, "", "", ""),
+        ("net tcp://db.example.com:5432", net, "db.", "*.", changes),
+        ("net tcp://db.example.com:5432", net, "2\"]", "2\", \"udp://db.example.com:5432\"]", changes),
+        ("net tcp://db.example.com:5432", net, "2\"]", "2\"]\naddresses = [\"192.168.0.0/16\"]", changes),
+        ("net tcp://db.example.com:5432", net, "5432", "5433", "does not allow it"),
+        ("fs read /other/x", read, "", "", ""),
+        ("fs read /other/x", read, "/other", "/", changes),
+        ("fs read /other/x", read, "\"read\"", "\"read-write\"", changes),
+        ("fs read /other/x", read, "/other", "/others", "does not allow it"),
+        ("fs write /data/x", write, "", "", ""),
+        ("fs write /data/x", write, "read-write", "read", "makes no policy"),
+        ("fs write /data/x", write, "\"a\"", "\"b\"", "makes no policy"),
+        ("fs remove /data", write, "", "", "cannot help"),
+        ("secret key https://b.example", secret, "", "", ""),
+        ("secret key https://b.example", secret, "e\"]", "e\", \"https://b.example:444\"]", changes),
+        ("secret key https://b.example", secret, "b.", "c.", "does not allow it"),
+        ("kv get k", kv, "", "", ""),
+        ("kv get k", kv, "", "[tenant.a.allow.workers]\n", changes),
+        ("kv get k", kv, "", "[tenant.b.allow.kv]\n", changes),
+        ("kv get k", kv, "kv", "detach", "does not allow it"),
+    ] {
+        let fix = fix.replacen(replaced, by, 1);
+        let said = said_of_fix(call, None, &fix);
+        assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{call}: {said}\n{fix}");
+    }
+    let get = "[[tenant.a.module.\"vendor/lib\".allow.http]]\nhosts = [\"https://api.example.com\"]\n\
+        methods = [\"GET\"]\npaths = [\"/v1\"]\n";
+    let others = get.replace("lib", "other");
+    for (fix, expected) in [
+        (get.to_owned(), ""),
+        (format!("{get}{others}"), changes),
+        (others, "does not allow it"),
+        (get.replace("paths = [\"/v1\"]\n", ""), changes),
+    ] {
+        let said = said_of_fix("http GET https://api.example.com/v1", Some("vendor/lib"), &fix);
+        assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{said}\n{fix}");
+    }
 }

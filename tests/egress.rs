@@ -27,9 +27,7 @@ mod sockets;
 
 use std::{fs, net::SocketAddr};
 
-use neoc::policy::Machine;
-
-use crate::support::{neoc, output, refusals};
+use crate::support::{neoc, output};
 
 /// Every entry point that can reach the network. `redirect` is what a redirect leads to.
 const ENTRIES: [&str; 8] = ["get", "post", "request", "get_all", "redirect", "tcp", "tls", "udp"];
@@ -96,7 +94,6 @@ impl Lab {
         command.env("NO_PROXY", "").env("RES_OPTIONS", "ndots:5").env("LOCALDOMAIN", "search.example");
         let got = output(command.args(["--tenant", "t", "--"]).args(arguments));
         assert_eq!(got.exit, 0, "{}\n{}", got.stdout, got.stderr);
-        refusals::check_file(&self.folder.path().join("audit.jsonl"), &Machine::default());
         got.stdout
     }
 

@@ -187,9 +187,12 @@ fn log(decision: &Decision<'_>, outcome: Outcome, why: &Why<'_>, quota: &Quota) 
         tracing::warn!(target: "neoc::audit", tenant, left_out, "refusals over the tenant's part of the log were left out");
     }
     let record = decision.as_record(String::new());
+    let (policy, module, address) =
+        (&*record.policy, record.module.as_deref(), record.address.map(tracing::field::display));
     let (site, rule, reason) = (record.site.as_deref(), record.rule.as_deref(), why.reason);
-    tracing::info!(target: "neoc::audit", tenant, request, site, capability, operation, operation_target = &*record.target,
-        outcome = outcome.as_str(), reason, rule, detail = why.detail, fix = why.fix);
+    tracing::info!(target: "neoc::audit", policy, tenant, request, site, module, capability, operation,
+        operation_target = &*record.target, address, outcome = outcome.as_str(), reason, rule, detail = why.detail,
+        fix = why.fix);
 }
 
 // === impl Decision ===

@@ -14,13 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     client::{self, Answer},
-    neoc, refusals,
+    machine, neoc, pastes, refusals,
 };
 
 /// A host that serves a policy.
 pub struct Host {
     pub address: SocketAddr,
     child: Child,
+    policy: PathBuf,
     /// Where tests have it written.
     audit: PathBuf,
     log: Arc<Mutex<String>>,
@@ -37,6 +38,7 @@ impl Host {
 
     /// As [`Host::start`], with any name of the policy.
     pub fn start_file(policy: &Path) -> Self {
+        pastes::note(policy);
         let mut command = neoc();
         command.arg("host").arg("--policy").arg(policy).env("NEOC_LOG", "info,neoc::audit=debug,neoc::request=debug");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -58,7 +60,8 @@ impl Host {
             log_reader.join().unwrap();
             panic!("the host did not start: {line:?}\n{}", log.lock().unwrap());
         };
-        Self { address: address.parse().unwrap(), child, audit, log, log_reader: Some(log_reader), _stdout: stdout }
+        let (address, policy) = (address.parse().unwrap(), policy.to_owned());
+        Self { address, child, policy, audit, log, log_reader: Some(log_reader), _stdout: stdout }
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -75,13 +78,14 @@ impl Host {
 
     /// Sends a signal to the host and to nobody else.
     pub fn signal(&self, signal: Signal) {
+        // It may be told that its policy is another one now.
+        pastes::note(&self.policy);
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// What it knows of its machine.
     fn machine(&self) -> Machine {
-        let interfaces = if_addrs::get_if_addrs().unwrap();
-        Machine::new(interfaces.iter().map(if_addrs::Interface::ip), Some(self.address))
+        machine(Some(self.address))
     }
 
     /// Waits for the host to end of its own; gives its exit code.
@@ -125,6 +129,7 @@ impl Drop for Host {
             eprintln!("the host's log:\n{}", self.log.lock().unwrap());
             return;
         }
+        pastes::note(&self.policy);
         if let Some(log_reader) = self.log_reader.take() {
             log_reader.join().unwrap();
             refusals::check_log(&self.log(), &self.machine());

@@ -1,13 +1,16 @@
 //! A running host, a sandbox without a host, an HTTP client, and what there is at the other end of a connection:
-//! upstreams good and bad, echoes, name servers, tripwires; what every refusal says.
+//! upstreams good and bad, echoes, name servers, tripwires; what every refusal says, and what its fix does.
 
 pub mod client;
 pub mod dns;
 pub mod echo;
 pub mod host;
 pub mod hostile;
+pub mod neighbours;
 mod packed;
+pub mod pastes;
 pub mod refusals;
+pub mod runs;
 pub mod sandbox;
 pub mod tripwire;
 pub mod upstream;
@@ -45,14 +48,22 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end. All that a `neoc run` has refused is looked at, see [`refusals`].
 pub fn output(command: &mut Command) -> Output {
+    let run = runs::Run::of(command);
     let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     Output {
         exit: output.status.code().expect("the program ended by a signal"),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        stderr: run.map_or(stderr.clone(), |run| run.check(&stderr)),
     }
+}
+
+/// This machine, with a host that listens there.
+pub fn machine(listener: Option<std::net::SocketAddr>) -> neoc::policy::Machine {
+    let interfaces = if_addrs::get_if_addrs().unwrap();
+    neoc::policy::Machine::new(interfaces.iter().map(if_addrs::Interface::ip), listener)
 }
 
 /// Waits until something has happened elsewhere. Fails the test when it does not happen at all.

@@ -23,7 +23,7 @@ use crate::{
     capability::connect::own_addresses,
     policy::{Host, Machine, PolicyErrors},
 };
-use policy_files::load_policy;
+pub use policy_files::load_policy;
 
 /// Runs untrusted Luau scripts in a sandbox, each allowed only what its policy says.
 #[derive(Debug, Parser)]

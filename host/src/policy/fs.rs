@@ -196,6 +196,9 @@ pub fn decide<'a>(grants: &'a [Grant], denied: &[Deny], path: &str, writes: bool
     if let Some(deny) = denied.iter().find(|deny| asked.below(&deny.path).is_some()) {
         return Err(refuse(Reason::DeniedByRule).near(&deny.place));
     }
+    if writes && asked.0 == "/" {
+        return Err(refuse(Reason::BadTarget).note("the root is neither written nor removed"));
+    }
     let access = if writes { Access::ReadWrite } else { Access::Read };
     let covering =
         grants.iter().enumerate().filter_map(|(index, grant)| Some((index, grant, asked.below(&grant.path)?)));
@@ -207,13 +210,14 @@ pub fn decide<'a>(grants: &'a [Grant], denied: &[Deny], path: &str, writes: bool
         let path = path_to_grant(&asked, writes);
         return Err(refuse(reason).remedy(Remedy::Fs { path, dir: None, access }));
     };
-    if !grant.access.allows(writes) {
-        let remedy = Remedy::Fs { path: grant.path.0.clone(), dir: Some(dir_text(grant)), access };
-        return Err(refuse(Reason::PathNotWritable).near(&grant.place).remedy(remedy));
-    }
+    // Before the access, which would not help.
     if writes && below.is_empty() {
         let refusal = refuse(Reason::BadTarget).note("the granted directory itself is neither written nor removed");
         return Err(refusal.near(&grant.place));
+    }
+    if !grant.access.allows(writes) {
+        let remedy = Remedy::Fs { path: grant.path.0.clone(), dir: Some(dir_text(grant)), access };
+        return Err(refuse(Reason::PathNotWritable).near(&grant.place).remedy(remedy));
     }
     Ok(Located { grant, grant_index, relative: PathBuf::from(if below.is_empty() { "." } else { below }) })
 }
@@ -302,24 +306,48 @@ pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleFsToml>>, at: &str, error
     let mut grants = Vec::with_capacity(raw.len());
     for (index, grant) in raw.into_iter().enumerate() {
         let (at, span) = (format!("{at}[{index}]"), grant.span());
-        let ModuleFsToml { path, access } = grant.into_inner();
-        for (key, absent, example) in
-            [("path", path.is_none(), "\"/data/cache\""), ("access", access.is_none(), "\"read\"")]
-        {
-            if absent {
-                errors.missing(&at, key, span.clone(), example);
-            }
-        }
-        let path = errors.value(&child(&at, "path"), path.as_ref(), |text| {
-            VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/cache\""))
-        });
-        let access = errors.value(&child(&at, "access"), access.as_ref(), |text| Access::parse(text));
         let place = errors.place(&span);
         // Nothing is opened by it: it is asked beside the grant that has the directory.
         let new = |(path, access)| Grant { path, dir: PathBuf::new(), access, place };
-        grants.extend(path.zip(access).map(new));
+        grants.extend(module_grant(grant.into_inner(), &at, &span, errors).map(new));
     }
     grants
+}
+
+/// Converts a narrowing: a path, and what may be done there and below. None: it is wrong.
+pub(super) fn enforce_of_narrowing(raw: ModuleFsToml, errors: &mut Errors<'_>) -> Option<(VirtualPath, Access)> {
+    module_grant(raw, "", &(0..0), errors)
+}
+
+fn module_grant(
+    raw: ModuleFsToml,
+    at: &str,
+    span: &Range<usize>,
+    errors: &mut Errors<'_>,
+) -> Option<(VirtualPath, Access)> {
+    let ModuleFsToml { path, access } = raw;
+    for (key, absent, example) in
+        [("path", path.is_none(), "\"/data/cache\""), ("access", access.is_none(), "\"read\"")]
+    {
+        if absent {
+            errors.missing(at, key, span.clone(), example);
+        }
+    }
+    let path = errors.value(&child(at, "path"), path.as_ref(), |text| {
+        VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/cache\""))
+    });
+    let access = errors.value(&child(at, "access"), access.as_ref(), |text| Access::parse(text));
+    path.zip(access)
+}
+
+/// The key of a narrowing that leaves a call out. None: it names the call, or the path is none.
+pub(super) fn left_out(within: &VirtualPath, access: Access, path: &str, writes: bool) -> Option<&'static str> {
+    let asked = VirtualPath::parse(path).ok()?;
+    match asked.below(within) {
+        None => Some("path"),
+        Some(_) if !access.allows(writes) => Some("access"),
+        Some(_) => None,
+    }
 }
 
 /// A directory below the data folder.

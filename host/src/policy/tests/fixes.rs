@@ -183,6 +183,9 @@ fn what_nothing_can_allow_has_no_fix() {
         fs_call("/data/../x", false),
         http_call("GET", "https://denied.example.com/v1/x"),
         fs_call("/data/private/x", false),
+        // A directory that is granted, for reading too, and the one that would be.
+        fs_call("/data", true),
+        fs_call("/", true),
     ] {
         let refusal = refused(STRICT, "acme", &ask).expect("refused");
         assert_eq!((&refusal.fix, refusal.operator_fix()), (&None, None), "{refusal}");
