@@ -12,12 +12,14 @@
 //! | [`state`] | what the host keeps beside a VM: meters, and the line to the broker |
 //! | [`imports`] | what the guest may call |
 //! | [`workers`] | further VMs for a request that has one |
-//! | [`scheduler`] | worker threads and the fair queue of runnable VMs |
+//! | [`scheduler`] | worker threads |
+//! | [`fair_queue`] | whose VM they run next |
 
 mod clocks;
 mod engine;
 mod epoch;
 mod failure;
+mod fair_queue;
 mod image;
 mod imports;
 mod limiter;
@@ -49,10 +51,11 @@ use wasmtime::Linker;
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
+pub use fair_queue::Share;
 pub use image::{GUEST, ImageError};
 pub use load::{LoadError, Source};
 pub use meter::CpuBudget;
-pub use scheduler::Share;
+
 pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
 

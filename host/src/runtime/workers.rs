@@ -13,7 +13,9 @@ use neoc_abi::{
     workers::Reply,
 };
 
-use super::{Ended, Failure, Job, Runtime, meter::CpuBudget, scheduler::Share, state::Line, tenant_image::SharedImage};
+use super::{
+    Ended, Failure, Job, Runtime, fair_queue::Share, meter::CpuBudget, state::Line, tenant_image::SharedImage,
+};
 use crate::{
     broker::workers::Permit,
     capability::workers::{Launcher, Place},
