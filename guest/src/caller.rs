@@ -10,6 +10,8 @@ use std::pin::pin;
 use mlua::Lua;
 use neoc_abi::{Call, Operation, Site};
 
+use crate::scheduler;
+
 /// The sources of functions that are no script's.
 pub const FOREIGN: [&str; 3] = ["[neoc]", "[C]", "__mlua_async_poll"];
 
@@ -59,7 +61,8 @@ pub fn call(operation: Operation) -> Call {
     }
 }
 
-/// The line of the innermost function that is a script's. None: the coroutine runs a function of ours alone.
+/// The line of the innermost function that is a script's; for a task of a function of ours alone, where it was made.
+/// None: a coroutine that the task has made runs such a function.
 pub fn site(lua: &Lua) -> Option<Site> {
     let frame = |level| {
         lua.inspect_stack(level, |debug| {
@@ -69,7 +72,7 @@ pub fn site(lua: &Lua) -> Option<Site> {
         })
     };
     // The first level without a frame is the end of the stack.
-    (0..MAX_LEVELS).map_while(frame).flatten().next()
+    (0..MAX_LEVELS).map_while(frame).flatten().next().or_else(scheduler::made_at)
 }
 
 /// Puts back who was there before.

@@ -83,10 +83,7 @@ pub fn lacks(record: &Value, machine: &Machine) -> Option<&'static str> {
         return Some(absent);
     }
     let by_policy = Reason::ALL.into_iter().find(|reason| reason.as_str() == text("reason"));
-    // Where a module's function is all that a task runs, no line of the script calls it. The tests do that only where
-    // they go over limits.
-    let may_have_no_site = by_policy.is_none() && record["site"].is_null();
-    if !is_place(text("site")) && !may_have_no_site {
+    if !is_place(text("site")) {
         return Some("site");
     }
     // The others are limits, and arguments that make no sense: no rule decides about them.
