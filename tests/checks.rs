@@ -113,12 +113,17 @@ fn agree(upstream: &Upstream, mode: &str) -> (usize, usize) {
         "fs.read('/data/../x')",
         "fs.write('/data/x', '')",
         "fs.read('/etc/passwd')",
+        "require('vnd:hyper', { hosts = { 'ORIGIN' }, methods = { 'GET' } }).get('ORIGIN/v1/x')",
+        "require('vnd:hyper', { hosts = { 'ORIGIN' }, methods = { 'GET' } }).get('ORIGIN/v2/x')",
+        "narrowed.get('ORIGIN/v1/x')",
+        "narrowed.get('ORIGIN/v2/x')",
         "require('std:kv').get('k')",
         "require('std:workers').run('./worker')",
         "require('std:task').detach(function() end)",
     ];
     let mut script = format!(
         "local hyper, net, fs = require('vnd:hyper'), require('std:net'), require('std:fs')
+         local narrowed = require('vnd:hyper', {{ hosts = {{ '{origin}' }}, methods = {{ 'GET' }} }})
          local HOST, get = '{address}', hyper.get
          local function try(call)
              local ok, e = pcall(call)

@@ -1,5 +1,7 @@
 //! Modules that have less than their tenant: what they can reach, and that they cannot get round it.
 
+mod script;
+
 use std::fs;
 
 use crate::support::{host::Host, neoc, output, upstream::Upstream};
@@ -53,7 +55,8 @@ impl Lab {
         ]) {
             let path = scripts.join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text.replace("URL", &upstream.url(""))).unwrap();
+            let endpoint = format!("tcp://{}", upstream.address);
+            fs::write(path, text.replace("URL", &upstream.url("")).replace("ENDPOINT", &endpoint)).unwrap();
         }
         fs::write(folder.path().join("key"), "value").unwrap();
         Self { folder, upstream }

@@ -9,6 +9,7 @@ use neoc::{
 };
 use neoc_abi::{
     Call, ErrorKind, Operation, Site, detach, fs, http, kv, module,
+    narrowing::{self, Given, Narrowing},
     net::{self, Kind, Want},
     time, workers,
 };
@@ -104,6 +105,7 @@ table! {
     Operation::Time(time::Operation::Wait { .. }) => Nothing, Operation::Time(time::Operation::Wait { seconds: 0.0 });
     Operation::Module(module::Operation::Find { .. }) =>
         Nothing, Operation::Module(module::Operation::Find { paths: vec!["m.luau".into()] });
+    Operation::Narrow(narrowing::Operation::Check { .. }) => Nothing, narrow();
 }
 
 fn request() -> http::Request {
@@ -116,6 +118,11 @@ fn request() -> http::Request {
         timeouts: http::Timeouts::default(),
         decompress: false,
     }
+}
+
+fn narrow() -> Operation {
+    let fields = vec![("prefix".into(), Given::Text("a:".into()))];
+    Operation::Narrow(narrowing::Operation::Check { module: "std:kv".into(), narrowing: Narrowing { fields } })
 }
 
 fn path() -> String {
@@ -153,7 +160,7 @@ fn ask(broker: &Broker, policy: &Policy, operation: &Operation) -> Result<(), St
     let tenant: &Arc<_> = policy.tenant("a").unwrap();
     let caller = broker.caller(tenant, "request".into()).unwrap();
     let site = Some(Site { module: "a.luau".into(), line: 7 });
-    match broker.authorize(&caller, Call { site, scope: 0, operation: operation.clone() }) {
+    match broker.authorize(&caller, Call { site, scope: 0, narrowing: None, operation: operation.clone() }) {
         Ok(_) => Ok(()),
         Err(error) => {
             assert_eq!(error.kind, ErrorKind::Denied, "{operation:?}: {}", error.message);
@@ -200,7 +207,8 @@ fn what_needs_no_grant_works_on_what_one_gave_or_reaches_nothing() {
     let policy = policy("");
     let broker = Broker::new(&policy.tenants);
     let free: Vec<_> = rows().into_iter().filter(|(_, needs, _)| !matches!(needs, Grant(_))).collect();
-    assert_eq!(free.iter().filter(|(_, needs, _)| *needs == Nothing).count(), 2, "waiting, and a tenant's own modules");
+    let n_nothing = free.iter().filter(|(_, needs, _)| *needs == Nothing).count();
+    assert_eq!(n_nothing, 3, "waiting, a tenant's own modules, and whether a module can be narrowed so");
     for (_, _, operation) in &free {
         assert_eq!(ask(&broker, &policy, operation), Ok(()), "{operation:?}");
     }

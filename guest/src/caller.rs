@@ -1,4 +1,4 @@
-//! Who calls: the line of the script, and the scope of the module table that the function is from.
+//! Who calls: the line of the script, and the rights of the module table that the function is from.
 //!
 //! A function's body may be polled long after its call, and other tasks run in between. So each poll says anew
 //! for whom it is, and whatever it submits meanwhile is theirs.
@@ -7,10 +7,11 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
-use mlua::Lua;
+use mlua::{Lua, LuaString};
 use neoc_abi::{Call, Operation, Site};
 
 use crate::scheduler;
+use crate::stdlib::narrowing;
 
 /// The sources of functions that are no script's.
 pub const FOREIGN: [&str; 3] = ["[neoc]", "[C]", "__mlua_async_poll"];
@@ -21,11 +22,20 @@ const MAX_LEVELS: usize = 32;
 /// The scope of all that the tenant may do.
 pub const WHOLE_TENANT: u32 = 0;
 
+/// What the functions of a module's table may do of what the tenant may. The host keeps to it.
+#[derive(Clone)]
+pub struct Rights {
+    /// The module of the tenant's that has less by the policy, counted from 1. [`WHOLE_TENANT`]: none.
+    pub scope: u32,
+    /// What the script has narrowed the table to, as [`narrowing::of_script`] gives it.
+    pub narrowing: Option<LuaString>,
+}
+
 /// Who calls.
 #[derive(Clone)]
 pub struct Caller {
     lua: Lua,
-    scope: u32,
+    rights: Rights,
 }
 
 thread_local! {
@@ -33,10 +43,22 @@ thread_local! {
     static CURRENT: RefCell<Option<Caller>> = const { RefCell::new(None) };
 }
 
+impl Rights {
+    /// All that the tenant may.
+    pub fn all() -> Self {
+        Self::of_scope(WHOLE_TENANT)
+    }
+
+    /// All that a module of the tenant's may.
+    pub fn of_scope(scope: u32) -> Self {
+        Self { scope, narrowing: None }
+    }
+}
+
 impl Caller {
-    /// A call in this VM, of a function that belongs to this scope.
-    pub fn new(lua: &Lua, scope: u32) -> Self {
-        Self { lua: lua.clone(), scope }
+    /// A call in this VM, of a function with these rights.
+    pub fn new(lua: &Lua, rights: &Rights) -> Self {
+        Self { lua: lua.clone(), rights: rights.clone() }
     }
 
     /// Runs a function on behalf of this caller.
@@ -56,8 +78,16 @@ impl Caller {
 pub fn call(operation: Operation) -> Call {
     // Luau's stack is that of the call, at each poll: the coroutine was resumed where it waits.
     match CURRENT.with_borrow(Clone::clone) {
-        Some(Caller { lua, scope }) => Call { site: site(&lua), scope, operation },
-        None => Call { site: None, scope: WHOLE_TENANT, operation },
+        Some(Caller { lua, rights: Rights { scope, narrowing } }) => {
+            let narrowing = narrowing.filter(|_| operation.can_be_narrowed());
+            Call {
+                site: site(&lua),
+                scope,
+                narrowing: narrowing.and_then(|kept| narrowing::of_function(&kept)),
+                operation,
+            }
+        }
+        None => Call { site: None, scope: WHOLE_TENANT, narrowing: None, operation },
     }
 }
 

@@ -15,7 +15,9 @@ pub mod fs;
 pub mod http;
 pub mod kv;
 pub mod module;
+pub mod narrowing;
 pub mod net;
+mod refused;
 mod subject;
 pub mod time;
 pub mod workers;
@@ -25,11 +27,12 @@ use std::{collections::HashMap, sync::Arc};
 use neoc_abi::{Call, Operation, OperationError, Site};
 
 pub use self::account::{Account, Connection, Connections, Traffic};
-use self::{account::Counts, subject::Subject};
+use self::{account::Counts, refused::Refused, subject::Subject};
 use crate::{
     audit::{Audit, Decision, Verdict, Why},
-    limits::Exceeded,
-    policy::{self, Limits, Machine, Mode, Module, Place, Refusal, Tenant, module::Asked, target::TargetError},
+    policy::{
+        self, Limits, Machine, Mode, Module, Narrowing, Place, Refusal, Tenant, module::Asked, target::TargetError,
+    },
 };
 
 /// The scope of a caller that may do all that its tenant may.
@@ -58,6 +61,8 @@ pub struct Caller {
     site: Option<Site>,
     /// The module of the tenant's that asks, counted from 1, where it has less than its tenant. 0: any other.
     scope: u32,
+    /// What the script has narrowed the table to that the called function is from.
+    narrowing: Option<Arc<Narrowing>>,
 }
 
 /// Leave to do one operation, with its arguments.
@@ -78,6 +83,8 @@ pub enum Permit {
     Workers(workers::Permit),
     /// For [`crate::capability::net`].
     Net(net::Permit),
+    /// To say that a module can be narrowed so: there is nothing to do.
+    Narrow,
 }
 
 impl Permit {
@@ -89,22 +96,11 @@ impl Permit {
             Self::Kv(_) => policy::kv::CAPABILITY,
             Self::Time(_) => "time",
             Self::Detach(_) => policy::detach::CAPABILITY,
-            Self::Module(_) => "module",
+            Self::Module(_) | Self::Narrow => "module",
             Self::Workers(_) => policy::workers::CAPABILITY,
             Self::Net(_) => policy::net::CAPABILITY,
         }
     }
-}
-
-/// Why there is no permit.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// The policy does not allow it.
-    NotPermitted(Refusal),
-    /// A limit is used up.
-    OverLimit(Exceeded),
-    /// The arguments make no sense.
-    Invalid(OperationError),
 }
 
 /// On what a permit rests.
@@ -122,6 +118,28 @@ type Decided<T> = Result<(T, Basis), Refused>;
 /// The permit of one capability as one of all.
 fn on<T>(permit: impl FnOnce(T) -> Permit) -> impl FnOnce((T, Basis)) -> (Permit, Basis) {
     |(of_one, basis)| (permit(of_one), basis)
+}
+
+/// Decides about an operation, which is on the tenant's rate already.
+fn decide(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
+    match operation {
+        Operation::Http(operation) => {
+            http::authorize(caller, operation).map(on(|permit| Permit::Http(Box::new(permit))))
+        }
+        Operation::Fs(operation) => fs::authorize(caller, operation).map(on(Permit::Fs)),
+        Operation::Kv(operation) => kv::authorize(caller, operation).map(on(Permit::Kv)),
+        Operation::Time(operation) => Ok((Permit::Time(time::authorize(operation)), Basis::default())),
+        Operation::Detach(operation) => detach::authorize(caller, &operation).map(on(Permit::Detach)),
+        Operation::Module(operation) => {
+            module::authorize(operation).map(|permit| (Permit::Module(permit), Basis::default()))
+        }
+        Operation::Workers(operation) => workers::authorize(caller, operation).map(on(Permit::Workers)),
+        Operation::Net(operation) => net::authorize(caller, operation).map(on(Permit::Net)),
+        Operation::Narrow(question) => {
+            let checked = narrowing::check(&question).map_err(Refused::Invalid);
+            checked.map(|()| (Permit::Narrow, Basis::default()))
+        }
+    }
 }
 
 fn why<'a>(refusal: &'a Refusal, detail: &'a str) -> Why<'a> {
@@ -184,6 +202,7 @@ impl Broker {
             is_worker: false,
             site: None,
             scope: WHOLE_TENANT,
+            narrowing: None,
         }))
     }
 
@@ -192,23 +211,17 @@ impl Broker {
     /// # Errors
     /// What the script gets instead of the effect: of kind `denied`, `limit` or `invalid`.
     pub fn authorize(&self, caller: &Caller, call: Call) -> Result<Permit, OperationError> {
-        let Call { site, scope, operation } = call;
-        let caller = &Arc::new(Caller { site, scope, ..caller.clone() });
+        let Call { site, scope, narrowing, operation } = call;
         let subject = Subject::of(&operation);
-        let decided = caller.account.take_operation().map_err(Refused::OverLimit).and_then(|()| match operation {
-            Operation::Http(operation) => {
-                http::authorize(caller, operation).map(on(|permit| Permit::Http(Box::new(permit))))
-            }
-            Operation::Fs(operation) => fs::authorize(caller, operation).map(on(Permit::Fs)),
-            Operation::Kv(operation) => kv::authorize(caller, operation).map(on(Permit::Kv)),
-            Operation::Time(operation) => Ok((Permit::Time(time::authorize(operation)), Basis::default())),
-            Operation::Detach(operation) => detach::authorize(caller, &operation).map(on(Permit::Detach)),
-            Operation::Module(operation) => {
-                module::authorize(operation).map(|permit| (Permit::Module(permit), Basis::default()))
-            }
-            Operation::Workers(operation) => workers::authorize(caller, operation).map(on(Permit::Workers)),
-            Operation::Net(operation) => net::authorize(caller, operation).map(on(Permit::Net)),
-        });
+        let taken = caller.account.take_operation().map_err(Refused::OverLimit);
+        let read = |written| narrowing::of_call(&operation, &written).map(Arc::new);
+        let narrowing = taken.and_then(|()| narrowing.map(read).transpose());
+        let (narrowing, refused) = match narrowing {
+            Ok(narrowing) => (narrowing, None),
+            Err(refused) => (None, Some(refused)),
+        };
+        let caller = &Arc::new(Caller { site, scope, narrowing, ..caller.clone() });
+        let decided = refused.map_or_else(|| decide(caller, operation), Err);
         let permit = self.audit(caller, &subject, decided)?;
         if let Permit::Http(permit) = &permit {
             self.record_secrets(permit);
@@ -292,7 +305,7 @@ impl Caller {
 
     /// A worker of the same request.
     fn as_worker(&self) -> Arc<Self> {
-        Arc::new(Self { is_worker: true, site: None, scope: WHOLE_TENANT, ..self.clone() })
+        Arc::new(Self { is_worker: true, site: None, scope: WHOLE_TENANT, narrowing: None, ..self.clone() })
     }
 
     /// The module that asks, if it has less than its tenant.
@@ -313,8 +326,16 @@ impl Caller {
         }
     }
 
-    /// [`Caller::basis`] of a call that the module which asks must be allowed as well.
+    /// Whether the script has left itself the call. In report mode too.
+    fn check_narrowing(&self, asked: Asked<'_>) -> Result<(), Refused> {
+        let decided = self.narrowing.as_ref().map_or(Ok(()), |narrowing| narrowing.decide(asked));
+        decided.map_err(|refusal| self.refuse(refusal))
+    }
+
+    /// [`Caller::basis`] of a call that the module which asks must be allowed as well, and that the script must have
+    /// left itself.
     fn basis_of(&self, decided: Result<impl Into<Option<Place>>, Refusal>, asked: Asked<'_>) -> Result<Basis, Refused> {
+        self.check_narrowing(asked)?;
         let module = self.module()?;
         self.basis(decided.and_then(|place| module.map_or(Ok(()), |module| module.decide(asked)).map(|()| place)))
     }
@@ -342,34 +363,5 @@ impl Caller {
     /// A refusal with this tenant's name in its rule and its fix.
     fn refuse(&self, refusal: Refusal) -> Refused {
         Refused::NotPermitted(refusal.with_fix(&self.tenant))
-    }
-}
-
-// === impl Refused ===
-
-impl Refused {
-    /// The stable label for logs and counters.
-    fn label(&self) -> &'static str {
-        match self {
-            Self::NotPermitted(refusal) => refusal.reason.as_str(),
-            Self::OverLimit(exceeded) => exceeded.limit,
-            Self::Invalid(_) => "invalid",
-        }
-    }
-
-    fn operator_detail(&self) -> String {
-        match self {
-            Self::NotPermitted(refusal) => refusal.operator_detail(),
-            Self::OverLimit(exceeded) => exceeded.to_string(),
-            Self::Invalid(error) => error.message.clone(),
-        }
-    }
-
-    fn into_error(self) -> OperationError {
-        match self {
-            Self::NotPermitted(refusal) => refusal.into(),
-            Self::OverLimit(exceeded) => exceeded.into(),
-            Self::Invalid(error) => error,
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! The policy that was in force is the one that has the record's version. It is judged here as `neoc policy explain`
 //! does, which is as a run does. A fix may uncover the next obstacle: the host first, then its address, then the table
 //! of the module. Not judged again: a target that the record does not have as the script wrote it, because it was cut,
-//! or can be read in two ways.
+//! or can be read in two ways; and what the script took from itself, whatever the policy.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -72,6 +72,10 @@ pub fn problem_of_fix(policy: &str, asked: &Asked, fix: &str) -> Option<String> 
 fn check(record: &Record<'_>, reason: Reason, machine: &Machine) -> Result<(), String> {
     let known = KNOWN.lock().unwrap().get(&*record.policy).map(Arc::clone);
     let known = known.ok_or("the policy that decided is not known")?;
+    if reason == Reason::NarrowedByScript {
+        // No policy refused it, so there is nothing to ask again.
+        return if record.rule.is_none() { Ok(()) } else { Err("no rule decided".to_owned()) };
+    }
     let is_path = record.capability == fs::CAPABILITY;
     let is_as_written = (reason != Reason::BadTarget || is_path) && !record.target.ends_with('…');
     if !is_as_written {

@@ -100,7 +100,9 @@ pub fn lacks(record: &Value, machine: &Machine) -> Option<&'static str> {
         Reason::PathNotAllowed | Reason::MethodNotAllowed | Reason::AddressNotAllowed | Reason::PathNotWritable => {
             (true, true)
         }
-        Reason::AddressNeverAllowed | Reason::OwnListener | Reason::BadTarget => (false, false),
+        Reason::AddressNeverAllowed | Reason::OwnListener | Reason::BadTarget | Reason::NarrowedByScript => {
+            (false, false)
+        }
         Reason::DeniedByRule => (true, false),
     };
     let rule = record["rule"].as_str();

@@ -9,6 +9,7 @@
 //! | [`event`] | what the host starts a VM with, and what the VM ends with |
 //! | [`error`] | the error value a script can catch |
 //! | [`http`], [`fs`], [`kv`], [`time`], [`detach`], [`module`], [`net`], [`workers`] | operation and reply of one capability each |
+//! | [`narrowing`] | a module's table that can do less |
 //! | [`secret`] | texts with secrets in them, by name |
 //! | [`value`] | values on their way from one VM to another |
 //! | [`survey`] | what the texts of a script spell out |
@@ -24,6 +25,7 @@ pub mod http;
 pub mod kv;
 pub mod log;
 pub mod module;
+pub mod narrowing;
 pub mod net;
 pub mod secret;
 pub mod survey;
@@ -55,6 +57,21 @@ pub enum Operation {
     Workers(workers::Operation),
     /// `std:net`.
     Net(net::Operation),
+    /// `require` of a module's table that can do less.
+    Narrow(narrowing::Operation),
+}
+
+impl Operation {
+    /// Whether a narrowing of the table that it came from decides about it. What is done with a connection that is
+    /// open is decided already.
+    pub fn can_be_narrowed(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::Fs(_) | Self::Kv(_) | Self::Net(net::Operation::Open { .. }) => true,
+            Self::Time(_) | Self::Detach(_) | Self::Module(_) | Self::Workers(_) | Self::Net(_) | Self::Narrow(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// What a VM submits.
@@ -65,6 +82,9 @@ pub struct Call {
     /// Which module calls, by its place in [`event::Bundle::narrowed`], counted from 1. 0: any other, which may do all
     /// that its tenant may.
     pub scope: u32,
+    /// What the script has narrowed the module's table to that the called function is from. Only with what
+    /// [`Operation::can_be_narrowed`].
+    pub narrowing: Option<narrowing::Narrowing>,
     /// The effect.
     pub operation: Operation,
 }
@@ -103,6 +123,8 @@ pub enum Reply {
     Workers(workers::Reply),
     /// To [`Operation::Net`].
     Net(net::Reply),
+    /// To [`Operation::Narrow`].
+    Narrow(narrowing::Reply),
 }
 
 /// How an operation ended.

@@ -34,8 +34,11 @@ mod tests {
     use super::*;
     use crate::event::Finish;
     use crate::log::Record;
+    use crate::narrowing::{Given, Narrowing};
     use crate::secret::{Piece, Template};
-    use crate::{Call, Completion, Operation, OperationError, Reply, Site, fs, http, kv, module, net, time, workers};
+    use crate::{
+        Call, Completion, Operation, OperationError, Reply, Site, fs, http, kv, module, narrowing, net, time, workers,
+    };
 
     #[test]
     fn what_is_written_is_read_back() {
@@ -55,6 +58,15 @@ mod tests {
         for end in 0..bytes.len() {
             assert!(decode::<Operation>(&bytes[..end]).is_err(), "prefix of {end} bytes");
         }
+    }
+
+    fn narrowing() -> Narrowing {
+        let fields = [
+            ("hosts", Given::Texts(vec!["https://a.example".into(), String::new()])),
+            ("path", Given::Text("/data".into())),
+            ("x", Given::Other),
+        ];
+        Narrowing { fields: fields.map(|(key, given)| (key.to_owned(), given)).into() }
     }
 
     /// Calls with every kind of field that there is.
@@ -80,9 +92,14 @@ mod tests {
             Operation::Workers(workers::Operation::Run(work)),
             Operation::Net(open),
             Operation::Net(net::Operation::Read { handle: 1, want: net::Want::Line(80), timeout_ms: None }),
+            Operation::Narrow(narrowing::Operation::Check { module: "std:kv".into(), narrowing: narrowing() }),
         ];
         let site = || Some(Site { module: "main.luau".into(), line: 300 });
-        operations.map(|operation| Call { site: site(), scope: 0, operation }).into()
+        let call = |operation: Operation| {
+            let narrowing = operation.can_be_narrowed().then(narrowing);
+            Call { site: site(), scope: 0, narrowing, operation }
+        };
+        operations.map(call).into()
     }
 
     /// Reads bytes as what a guest sends; whether they are a call. What can be read is written and read again as the
@@ -97,19 +114,19 @@ mod tests {
 
     #[test]
     fn an_operation_of_a_number_that_there_is_not_is_refused() {
-        // No site, scope 0, and the number, which takes up to five bytes, with much behind it.
+        // No site, scope 0, no narrowing, and the number, which takes up to five bytes, with much behind it.
         let numbered = |number: u32| {
-            let bytes = [vec![0, 0], encode(&number).expect("encodes"), vec![0; 64]].concat();
+            let bytes = [vec![0, 0, 0], encode(&number).expect("encodes"), vec![0; 64]].concat();
             decode::<Call>(&bytes)
         };
-        let last = 7;
-        assert!(matches!(numbered(last), Ok(Call { operation: Operation::Net(_), .. })), "{:?}", numbered(last));
+        let last = 8;
+        assert!(matches!(numbered(last), Ok(Call { operation: Operation::Narrow(_), .. })), "{:?}", numbered(last));
         for number in (last + 1..=1000).chain([u32::MAX / 2, u32::MAX]) {
             assert!(numbered(number).is_err(), "{number}");
         }
         for capability in 0..=last {
             let bytes =
-                [vec![0, 0], encode(&capability).expect("encodes"), vec![0xff, 0xff, 0x03], vec![0; 64]].concat();
+                [vec![0, 0, 0], encode(&capability).expect("encodes"), vec![0xff, 0xff, 0x03], vec![0; 64]].concat();
             assert!(decode::<Call>(&bytes).is_err(), "operation 65535 of {capability}");
         }
     }

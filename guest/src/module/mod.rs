@@ -20,10 +20,11 @@ use neoc_abi::error::truncate_at_char;
 use neoc_abi::module::{MAX_SOURCE_BYTES, Operation, Reply};
 use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 
+use crate::caller::{self, Rights};
 use crate::failure::{self, Failure};
 use crate::stdlib::arguments::Arguments;
-use crate::stdlib::{self, Answer, Body};
-use crate::{caller, host, memory, operation};
+use crate::stdlib::{self, Answer, Body, narrowing};
+use crate::{host, memory, operation};
 use resolve::{Configurations, Step};
 
 /// How many modules may be loading inside one another in one task. Each level stands on the stack of the one
@@ -37,6 +38,7 @@ const LOCKED: &str = "locked";
 const FUNCTIONS: &[(&str, Body)] = &[
     ("scoped", Body::Local(scoped)),
     ("scoped_globals", Body::Local(scoped_globals)),
+    ("narrowed", Body::Local(narrowed)),
     ("resolve", Body::Yields(|lua, arguments| Box::pin(resolve(lua, arguments)))),
     ("fetch", Body::Yields(|lua, arguments| Box::pin(fetch(lua, arguments)))),
 ];
@@ -63,7 +65,7 @@ pub fn install(lua: &Lua, prelude: &Table, builtin: &Table) -> mlua::Result<()> 
     lua.set_app_data(Configurations::default());
     let functions = lua.create_table()?;
     for (name, body) in FUNCTIONS {
-        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require", body, caller::WHOLE_TENANT)?)?;
+        functions.raw_set(*name, stdlib::wrap(lua, prelude, "require", body, &Rights::all())?)?;
     }
     lua.set_app_data(Shared { prelude: prelude.clone(), builtin: builtin.clone() });
     lua.load(include_str!("require.luau")).set_name("=[neoc]").call((prelude, functions, builtin))
@@ -167,6 +169,16 @@ fn scoped(lua: &Lua, arguments: Arguments) -> Answer {
     // There are no more scopes than modules in a policy.
     let scope = as_number(&arguments.values[0]) as u32;
     Ok(Value::Table(stdlib::install_scope(lua, &prelude, &builtin, scope)?))
+}
+
+/// Takes the name of a module of ours, what a script narrows it to, and the scope of who asks; gives a table of its own.
+fn narrowed(lua: &Lua, arguments: Arguments) -> Answer {
+    let prelude = lua.app_data_ref::<Shared>().map(|shared| shared.prelude.clone());
+    let Some(prelude) = prelude else { return Err(lost()) };
+    let name = arguments.text(0, "name")?;
+    let (module, kept) = narrowing::of_script(lua, &name, &arguments.values[1])?;
+    let rights = Rights { narrowing: Some(kept), ..Rights::of_scope(as_number(&arguments.values[2]) as u32) };
+    Ok(Value::Table(stdlib::table(lua, &prelude, module, &rights)?))
 }
 
 /// Takes a `require`, and what finds a global that is everybody's; gives globals for a module that has no other

@@ -10,6 +10,7 @@ pub mod hyper;
 mod json;
 mod kv;
 mod log;
+pub mod narrowing;
 mod net;
 mod secret;
 mod task;
@@ -20,7 +21,7 @@ use std::rc::Rc;
 use futures::future::LocalBoxFuture;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 
-use crate::caller::{self, Caller};
+use crate::caller::{Caller, Rights};
 use crate::failure::{self, Failure, answer};
 use crate::scheduler::block::{self, WaitsFor};
 use arguments::Arguments;
@@ -89,7 +90,7 @@ const SCOPED: &[&Module] = &[&workers::MODULE, &hyper::MODULE, &net::MODULE, &fs
 pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
     let modules = lua.create_table()?;
     for module in MODULES {
-        modules.raw_set(module.name, table(lua, prelude, module, caller::WHOLE_TENANT)?)?;
+        modules.raw_set(module.name, table(lua, prelude, module, &Rights::all())?)?;
     }
     Ok(modules)
 }
@@ -100,33 +101,37 @@ pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
 /// # Errors
 /// When there is no memory for them.
 pub fn install_scope(lua: &Lua, prelude: &Table, shared: &Table, scope: u32) -> mlua::Result<Table> {
+    let rights = &Rights::of_scope(scope);
     let modules = lua.create_table()?;
     for pair in shared.pairs::<Value, Value>() {
         let (name, table) = pair?;
         modules.raw_set(name, table)?;
     }
     for module in SCOPED {
-        modules.raw_set(module.name, table(lua, prelude, module, scope)?)?;
+        modules.raw_set(module.name, table(lua, prelude, module, rights)?)?;
     }
     let tasks = lua.create_table()?;
     for pair in shared.raw_get::<Table>(task::MODULE.name)?.pairs::<Value, Value>() {
         let (name, function) = pair?;
         tasks.raw_set(name, function)?;
     }
-    let ask = wrap(lua, prelude, "task.detach", &task::DETACH, scope)?;
+    let ask = wrap(lua, prelude, "task.detach", &task::DETACH, rights)?;
     tasks.raw_set("detach", prelude.raw_get::<LuaFunction>("detach_by")?.call::<LuaFunction>(ask)?)?;
     tasks.set_readonly(true);
     modules.raw_set(task::MODULE.name, tasks)?;
     Ok(modules)
 }
 
-/// Makes the table of a module.
-fn table(lua: &Lua, prelude: &Table, module: &Module, scope: u32) -> mlua::Result<Table> {
+/// Makes the table of a module, for those who have these rights.
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn table(lua: &Lua, prelude: &Table, module: &Module, rights: &Rights) -> mlua::Result<Table> {
     let table = lua.create_table()?;
     for function in module.functions {
         // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
         let api = format!("{}.{}", short_name(module), function.name);
-        table.raw_set(function.name, wrap(lua, prelude, &api, &function.body, scope)?)?;
+        table.raw_set(function.name, wrap(lua, prelude, &api, &function.body, rights)?)?;
     }
     if let Some(constants) = module.constants {
         constants(lua, &table, prelude)?;
@@ -141,23 +146,24 @@ fn table(lua: &Lua, prelude: &Table, module: &Module, scope: u32) -> mlua::Resul
     Ok(table)
 }
 
-/// Makes a function that a script, or a Luau part of ours, may call; `api` is its name in messages, `scope` whose
-/// calls its own are.
+/// Makes a function that a script, or a Luau part of ours, may call; `api` is its name in messages, `rights` what
+/// its calls may do.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body, scope: u32) -> mlua::Result<LuaFunction> {
+pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body, rights: &Rights) -> mlua::Result<LuaFunction> {
     let api: Rc<str> = api.into();
     match *body {
         Body::Local(body) => {
+            let rights = rights.clone();
             let body = lua.create_function(move |lua, (a, b, c): Values| {
                 let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
-                answer(lua, Caller::new(lua, scope).run(|| body(lua, arguments)))
+                answer(lua, Caller::new(lua, &rights).run(|| body(lua, arguments)))
             })?;
             prelude.get::<LuaFunction>("wrap_local")?.call(body)
         }
-        Body::Yields(body) => wrap_yielding(lua, prelude, api, WaitsFor::Host, body, scope),
-        Body::Joins(body) => wrap_yielding(lua, prelude, api, WaitsFor::Tasks, body, scope),
+        Body::Yields(body) => wrap_yielding(lua, prelude, api, WaitsFor::Host, body, rights),
+        Body::Joins(body) => wrap_yielding(lua, prelude, api, WaitsFor::Tasks, body, rights),
     }
 }
 
@@ -171,18 +177,18 @@ fn wrap_yielding(
     api: Rc<str>,
     waits_for: WaitsFor,
     body: Yielding,
-    scope: u32,
+    rights: &Rights,
 ) -> mlua::Result<LuaFunction> {
-    let name = Rc::clone(&api);
+    let (name, of_yields, of_blocks) = (Rc::clone(&api), rights.clone(), rights.clone());
     let yields = lua.create_async_function(move |lua, (a, b, c): Values| {
         let future = body(lua.clone(), Arguments { lua: lua.clone(), api: name.clone(), values: [a, b, c] });
-        let caller = Caller::new(&lua, scope);
+        let caller = Caller::new(&lua, &of_yields);
         async move { answer(&lua, caller.poll(future).await) }
     })?;
     let blocks = lua.create_function(move |lua, (a, b, c): Values| {
         let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
         let label = arguments.label();
-        let future = Caller::new(lua, scope).poll(body(lua.clone(), arguments));
+        let future = Caller::new(lua, &of_blocks).poll(body(lua.clone(), arguments));
         let ended = block::block_on(&label, waits_for, || failure::stall_place(lua, &label), future);
         answer(lua, ended.unwrap_or_else(|refused| Err(refused.into())))
     })?;

@@ -171,6 +171,20 @@ fn what_is_required_is_found() {
         ("f(require, './a')", &[]),
         ("local load = require local a = load('./a')", &["require ./a"]),
         ("local function require(x) end require('./a')", &[]),
+        // The patterns of a narrowing are no calls.
+        (
+            "local hosts = { 'https://b.example/' } local kv = require('std:kv', { prefix = f(')') }) kv.get('x')
+             local ok, hyper = pcall(require, 'vnd:hyper', { hosts = { 'https://a.example' }, paths = { '/a' } })
+             require('./a', { hosts = hosts }) require('./b', { 'https://c.example/' }",
+            &[
+                "url https://b.example/",
+                "require std:kv",
+                "'x': std:kv get - x",
+                "require vnd:hyper caught",
+                "require ./a",
+                "url https://c.example/",
+            ],
+        ),
         ("return { a = require('./a'), b = require('./b').x }", &["require ./a", "require ./b"]),
         (
             "local workers = require('std:workers') workers.run('./w', 1)",
@@ -196,6 +210,10 @@ fn a_call_is_found_by_the_names_that_lead_to_it() {
         ("local a, b = 1, hyper.get b('x')", &[]),
         ("local a, b = 'x', hyper.get b(a)", &["a: vnd:hyper get GET x"]),
         ("require('vnd:hyper').get('x')", &["'x': vnd:hyper get GET x"]),
+        (
+            "local h = require('vnd:hyper', { hosts = { 'https://a.example/' } }) h.get('x') require('vnd:hyper', n).post('y')",
+            &["'x': vnd:hyper get GET x", "'y': vnd:hyper post POST y"],
+        ),
         (
             "pcall(hyper.get, 'x') task.spawn(hyper.post, 'y', 'b')",
             &["'x': vnd:hyper get GET x", "'y': vnd:hyper post POST y"],

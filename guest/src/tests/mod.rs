@@ -6,6 +6,7 @@ mod copies;
 mod coroutines;
 mod errors;
 mod modules;
+mod narrowing;
 pub mod programs;
 mod requests;
 mod require;
@@ -184,7 +185,7 @@ fn friendly_batch() -> Vec<Completion> {
         .filter(|(id, _)| !is_cancelled(*id))
         .map(|(id, bytes)| (id, operation_of(&bytes)))
         // Those are answered at once, always.
-        .filter(|(_, operation)| !matches!(operation, Operation::Detach(_)))
+        .filter(|(_, operation)| !matches!(operation, Operation::Detach(_) | Operation::Narrow(_)))
         .map(|(id, operation)| Completion { id, outcome: answer(operation) });
     let stopped = cancelled
         .iter()

@@ -14,7 +14,9 @@ fn check_sites(source: &str, expected: &[&str]) {
         if calls.is_empty() {
             break;
         }
-        for Call { site, scope, operation } in calls.iter().map(|bytes| wire::decode(bytes).expect("a call")) {
+        for Call { site, scope, narrowing: _, operation } in
+            calls.iter().map(|bytes| wire::decode(bytes).expect("a call"))
+        {
             assert_eq!(scope, 0);
             if !matches!(operation, Operation::Time(_)) {
                 sites.push(site.map_or("nowhere".to_owned(), |site| site.to_string()));

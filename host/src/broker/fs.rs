@@ -34,10 +34,12 @@ impl Permit {
 
 /// Decides by the longest grant that covers the path.
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
+    let asked = Asked::Fs(operation.path(), operation.writes());
+    caller.check_narrowing(asked)?;
     // In report mode too: there are no directories but the granted ones, and no quota for one granted for reading.
     let located = fs::decide(&caller.tenant.allow.fs, &caller.tenant.deny.fs, operation.path(), operation.writes())
         .map_err(|refusal| caller.refuse(refusal))?;
-    caller.check_module(Asked::Fs(operation.path(), operation.writes()))?;
+    caller.check_module(asked)?;
     let basis = Basis { rule: Some(located.grant.place.clone()), reported: None };
     let (grant_index, relative) = (located.grant_index, located.relative);
     Ok((Permit { caller: Arc::clone(caller), grant_index, relative, operation }, basis))

@@ -31,7 +31,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
     let key = String::from_utf8_lossy(operation.key());
     let basis = caller.basis_of(
         kv::decide(caller.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()),
-        Asked::Kv(&key),
+        Asked::Kv(operation.key()),
     )?;
     check_sizes(caller, &operation)?;
     Ok((Permit { caller: Arc::clone(caller), operation }, basis))

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use neoc_abi::{Operation, detach, fs, http, kv, net, time, workers};
+use neoc_abi::{Operation, detach, fs, http, kv, narrowing, net, time, workers};
 use url::Url;
 
 use crate::policy::{self, Refusal};
@@ -38,6 +38,9 @@ impl<'a> Subject<'a> {
             Operation::Detach(detach::Operation::Begin) => (policy::detach::CAPABILITY, "begin".into(), String::new()),
             Operation::Module(operation) => {
                 ("module", "find".into(), operation.paths().first().cloned().unwrap_or_default())
+            }
+            Operation::Narrow(narrowing::Operation::Check { module, narrowing: _ }) => {
+                ("module", "narrow".into(), module.clone())
             }
             Operation::Net(operation) => {
                 let (name, target) = net_parts(operation);

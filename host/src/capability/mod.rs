@@ -14,7 +14,7 @@ pub mod workers;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use neoc_abi::{Outcome, Reply};
+use neoc_abi::{Outcome, Reply, narrowing};
 
 use crate::{
     broker::{Broker, Permit},
@@ -113,6 +113,7 @@ pub fn perform_at_once(sockets: &net::Sockets, permit: Permit) -> Result<Outcome
     match permit {
         Permit::Detach(permit) => Ok(Ok(Reply::Detach(detach::perform(permit)))),
         Permit::Net(permit) => sockets.perform_at_once(permit).map_err(Permit::Net),
+        Permit::Narrow => Ok(Ok(Reply::Narrow(narrowing::Reply::Checked))),
         other => Err(other),
     }
 }
@@ -138,5 +139,6 @@ pub async fn perform(
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
         Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
         Permit::Net(permit) => capabilities.net.perform(sockets, permit).await.map(Reply::Net),
+        Permit::Narrow => Ok(Reply::Narrow(narrowing::Reply::Checked)),
     }
 }

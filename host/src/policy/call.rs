@@ -192,7 +192,7 @@ impl Call {
                 module.decide(Asked::Net(&target))
             }
             Self::Fs { action, path } => module.decide(Asked::Fs(path, action.writes())),
-            Self::Kv { key, .. } => module.decide(Asked::Kv(key)),
+            Self::Kv { key, .. } => module.decide(Asked::Kv(key.as_bytes())),
             Self::Secret { name, origin } => module.decide(Asked::Secret(name, &url(origin)?)),
             Self::Workers { module: name } => module.decide(Asked::Workers(name)),
             Self::Detach => module.decide(Asked::Detach),

@@ -306,24 +306,48 @@ pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleFsToml>>, at: &str, error
     let mut grants = Vec::with_capacity(raw.len());
     for (index, grant) in raw.into_iter().enumerate() {
         let (at, span) = (format!("{at}[{index}]"), grant.span());
-        let ModuleFsToml { path, access } = grant.into_inner();
-        for (key, absent, example) in
-            [("path", path.is_none(), "\"/data/cache\""), ("access", access.is_none(), "\"read\"")]
-        {
-            if absent {
-                errors.missing(&at, key, span.clone(), example);
-            }
-        }
-        let path = errors.value(&child(&at, "path"), path.as_ref(), |text| {
-            VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/cache\""))
-        });
-        let access = errors.value(&child(&at, "access"), access.as_ref(), |text| Access::parse(text));
         let place = errors.place(&span);
         // Nothing is opened by it: it is asked beside the grant that has the directory.
         let new = |(path, access)| Grant { path, dir: PathBuf::new(), access, place };
-        grants.extend(path.zip(access).map(new));
+        grants.extend(module_grant(grant.into_inner(), &at, &span, errors).map(new));
     }
     grants
+}
+
+/// Converts a narrowing: a path, and what may be done there and below. None: it is wrong.
+pub(super) fn enforce_of_narrowing(raw: ModuleFsToml, errors: &mut Errors<'_>) -> Option<(VirtualPath, Access)> {
+    module_grant(raw, "", &(0..0), errors)
+}
+
+fn module_grant(
+    raw: ModuleFsToml,
+    at: &str,
+    span: &Range<usize>,
+    errors: &mut Errors<'_>,
+) -> Option<(VirtualPath, Access)> {
+    let ModuleFsToml { path, access } = raw;
+    for (key, absent, example) in
+        [("path", path.is_none(), "\"/data/cache\""), ("access", access.is_none(), "\"read\"")]
+    {
+        if absent {
+            errors.missing(at, key, span.clone(), example);
+        }
+    }
+    let path = errors.value(&child(at, "path"), path.as_ref(), |text| {
+        VirtualPath::parse(text).map_err(|rule| Broken::new(rule).write("\"/data/cache\""))
+    });
+    let access = errors.value(&child(at, "access"), access.as_ref(), |text| Access::parse(text));
+    path.zip(access)
+}
+
+/// The key of a narrowing that leaves a call out. None: it names the call, or the path is none.
+pub(super) fn left_out(within: &VirtualPath, access: Access, path: &str, writes: bool) -> Option<&'static str> {
+    let asked = VirtualPath::parse(path).ok()?;
+    match asked.below(within) {
+        None => Some("path"),
+        Some(_) if !access.allows(writes) => Some("access"),
+        Some(_) => None,
+    }
 }
 
 /// A directory below the data folder.

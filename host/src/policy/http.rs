@@ -230,6 +230,25 @@ pub fn decide(rules: &Rules, machine: &Machine, method: &str, url: &Url) -> Resu
     verdict(rules, machine, method, url).map_err(|verdict| call.explain(verdict))
 }
 
+/// A call as its refusal shows it: without the query, which may hold secrets, and the record of a refusal is kept.
+pub(super) fn shown(method: &str, url: &Url) -> String {
+    format!("{method} {}{}", url.origin().ascii_serialization(), url.path())
+}
+
+/// The list of the rules that leaves a call out, by its key. None: they name it. Addresses do not count.
+pub(super) fn left_out(rules: &Rules, method: &str, url: &Url) -> Option<&'static str> {
+    let mut is_named = false;
+    let found = rules.allow_index.find(url, |index| {
+        is_named |= rules.get(index).is_some_and(|rule| rule.allows_method(method));
+    });
+    match (found.of_origin, found.of_path) {
+        _ if is_named => None,
+        (_, Some(_)) => Some("methods"),
+        (Some(_), None) => Some("paths"),
+        (None, None) => Some("hosts"),
+    }
+}
+
 /// Whether every call is refused whose URL begins so, of which the rest of the path, and perhaps the method, is not
 /// known. `method`: None, it may be any.
 ///
@@ -360,9 +379,7 @@ impl Call<'_> {
     }
 
     fn refuse(&self, reason: Reason) -> Refusal {
-        // Without the query: it may hold secrets, and the record of a refusal is kept.
-        let target = format!("{} {}{}", self.method, self.url.origin().ascii_serialization(), self.url.path());
-        Refusal::new(CAPABILITY, &target, reason)
+        Refusal::new(CAPABILITY, &shown(self.method, self.url), reason)
     }
 
     /// Adds what would allow the call, unless nothing would.
@@ -428,12 +445,21 @@ pub(super) fn enforce(
 pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleHttpToml>>, at: &str, errors: &mut Errors<'_>) -> Rules {
     let allow = raw.into_iter().enumerate().map(|(index, rule)| {
         let (at, span) = (format!("{at}[{index}]"), rule.span());
-        let ModuleHttpToml { hosts, methods, paths } = rule.into_inner();
-        let rule = self::written_rule(&at, span, [hosts, methods, paths], "allows", errors);
-        Rule { addresses: all_networks(), ..rule }
+        module_rule(rule.into_inner(), &at, span, errors)
     });
     let allow = allow.collect();
     Rules::new(allow, Vec::new())
+}
+
+/// Converts the one rule of a narrowing.
+pub(super) fn enforce_of_narrowing(raw: ModuleHttpToml, errors: &mut Errors<'_>) -> Rules {
+    Rules::new(vec![module_rule(raw, "", 0..0, errors)], Vec::new())
+}
+
+fn module_rule(raw: ModuleHttpToml, at: &str, span: Range<usize>, errors: &mut Errors<'_>) -> Rule {
+    let ModuleHttpToml { hosts, methods, paths } = raw;
+    let rule = self::written_rule(at, span, [hosts, methods, paths], "allows", errors);
+    Rule { addresses: all_networks(), ..rule }
 }
 
 /// A rule without addresses. `does`: what it does.

@@ -16,6 +16,7 @@
 //! | `profile` | what a tenant starts from |
 //! | [`host`], [`tenant`], [`limits`], [`route`] | as enforced |
 //! | [`http`], [`fs`], [`kv`], [`detach`], [`workers`] | grants of one capability each, and the decision on them |
+//! | [`mod@module`], [`narrowing`] | what a module of a tenant's has less, by the policy and by the script itself |
 //! | [`secret`] | what a script may use and not read, and where it may go |
 //! | [`origin`], [`path`], [`target`], [`address`] | what `http` compares: patterns, a script's URL, a resolved address |
 //! | [`machine`] | which addresses are this machine's own, and the decision on one |
@@ -41,6 +42,7 @@ pub mod limits;
 pub mod log;
 pub mod machine;
 pub mod module;
+pub mod narrowing;
 pub mod net;
 pub mod origin;
 pub mod path;
@@ -69,6 +71,7 @@ pub use host::{Host, Preemption};
 pub use limits::{Limits, MAX_BODY_BYTES, Rate};
 pub use machine::Machine;
 pub use module::Module;
+pub use narrowing::Narrowing;
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};

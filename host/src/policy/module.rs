@@ -48,14 +48,29 @@ pub enum Asked<'a> {
     Net(&'a Target),
     /// A path, and whether it is written.
     Fs(&'a str, bool),
-    /// A key.
-    Kv(&'a str),
+    /// A key: any bytes.
+    Kv(&'a [u8]),
     /// A task that goes on after the answer.
     Detach,
     /// A worker, by what it requires.
     Workers(&'a str),
     /// A secret, and where it goes.
     Secret(&'a str, &'a Url),
+}
+
+impl Asked<'_> {
+    /// The capability, and the target as refusals show it.
+    pub(super) fn parts(self) -> (&'static str, String) {
+        match self {
+            Self::Http(method, url) => (http::CAPABILITY, http::shown(method, url)),
+            Self::Net(target) => (net::CAPABILITY, target.to_string()),
+            Self::Fs(path, _) => (fs::CAPABILITY, path.to_owned()),
+            Self::Kv(key) => (kv::CAPABILITY, String::from_utf8_lossy(key).into_owned()),
+            Self::Detach => (detach::CAPABILITY, String::new()),
+            Self::Workers(module) => (workers::CAPABILITY, module.to_owned()),
+            Self::Secret(name, url) => (secret::CAPABILITY, format!("{name} {}", url.origin().ascii_serialization())),
+        }
+    }
 }
 
 impl Module {
@@ -70,7 +85,7 @@ impl Module {
             Asked::Http(method, url) => http::decide(&allow.http, &Machine::default(), method, url).map(drop),
             Asked::Net(target) => net::decide(&allow.net, &[], &Machine::default(), target).map(drop),
             Asked::Fs(path, writes) => fs::decide(&allow.fs, &[], path, writes).map(drop),
-            Asked::Kv(key) => kv::decide(allow.kv.as_ref(), key).map(drop),
+            Asked::Kv(key) => kv::decide(allow.kv.as_ref(), &String::from_utf8_lossy(key)).map(drop),
             Asked::Detach => detach::decide(allow.detach.as_ref()).map(drop),
             Asked::Workers(module) => workers::decide(allow.workers.as_ref(), module).map(drop),
             Asked::Secret(name, _) if secrets.contains(name) => Ok(()),
@@ -205,6 +220,8 @@ mod tests {
         let policy = parse("[tenant.a.module.b]\n[tenant.a.module.\"a/c\".allow.kv]\n[tenant.a.module.\"a-b\"]\n");
         let tenant = Tenant::clone(policy.expect("valid").tenant("a").expect("there"));
         assert_eq!(tenant.narrowed().collect::<Vec<_>>(), ["a-b", "a/c", "b"]);
-        assert!(tenant.modules[1].decide(Asked::Kv("k")).is_ok() && tenant.modules[0].decide(Asked::Kv("k")).is_err());
+        assert!(
+            tenant.modules[1].decide(Asked::Kv(b"k")).is_ok() && tenant.modules[0].decide(Asked::Kv(b"k")).is_err()
+        );
     }
 }

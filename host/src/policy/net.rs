@@ -213,7 +213,7 @@ impl EndpointPattern {
         Ok(Self { scheme, host: HostPattern::parse(host)?, port })
     }
 
-    fn matches(&self, target: &Target) -> bool {
+    pub(super) fn matches(&self, target: &Target) -> bool {
         let Self { scheme, host, port } = self;
         *scheme == target.scheme && *port == target.port && host.matches(&target.borrowed_host())
     }
@@ -371,6 +371,12 @@ pub(super) fn enforce_of_module(raw: Vec<Spanned<ModuleNetToml>>, at: &str, erro
         rules.push(Rule { endpoints, addresses: all_networks(), place: errors.place(&span) });
     }
     rules
+}
+
+/// Converts the endpoints of a narrowing.
+pub(super) fn enforce_of_narrowing(raw: ModuleNetToml, errors: &mut Errors<'_>) -> Vec<EndpointPattern> {
+    let ModuleNetToml { hosts } = raw;
+    endpoints(hosts, "", &(0..0), errors)
 }
 
 fn endpoints(hosts: Option<Vec<Text>>, at: &str, span: &Range<usize>, errors: &mut Errors<'_>) -> Vec<EndpointPattern> {

@@ -18,7 +18,7 @@ pub use self::{
     allow::{AllowToml, DetachToml, FsToml, HttpToml, KvToml, LogToml, NetToml, WorkersToml},
     deny::{DenyFsToml, DenyHttpToml, DenyNetToml, DenyToml},
     limits::LimitsToml,
-    module::{ModuleAllowToml, ModuleFsToml, ModuleHttpToml, ModuleNetToml, ModuleToml},
+    module::{ModuleAllowToml, ModuleFsToml, ModuleHttpToml, ModuleNetToml, ModuleToml, NarrowedKvToml},
 };
 use super::{
     host,

@@ -64,6 +64,11 @@ pub(super) fn includes(main: &Source) -> Vec<Include> {
     patterns.into_iter().enumerate().map(include).collect()
 }
 
+/// Reads a table that stands in no file, as if it stood at the top of the only source.
+pub(super) fn table<T: TableToml>(table: DeTable<'_>, errors: &mut Errors<'_>) -> T {
+    deserialize(clean("", table, 0, T::KEYS, errors), 0, errors)
+}
+
 /// The tree of a file. `None` when it is no TOML; then nothing more can be said about it.
 fn parse<'s>(source: &'s Source, start: usize, errors: &mut Errors<'_>) -> Option<DeTable<'s>> {
     let text: &str = &source.text;

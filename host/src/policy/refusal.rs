@@ -76,13 +76,15 @@ pub enum Reason {
     DeniedByRule,
     /// The secret may not go to this origin.
     SecretNotBound,
+    /// The script itself took it away, by what it gave `require`.
+    NarrowedByScript,
 }
 
 // === impl Reason ===
 
 impl Reason {
     /// Every reason, for tables of metrics.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::NotGranted,
         Self::HostNotAllowed,
         Self::PathNotAllowed,
@@ -95,6 +97,7 @@ impl Reason {
         Self::BadTarget,
         Self::DeniedByRule,
         Self::SecretNotBound,
+        Self::NarrowedByScript,
     ];
 
     /// The stable label.
@@ -112,6 +115,7 @@ impl Reason {
             Self::BadTarget => "bad_target",
             Self::DeniedByRule => "denied_by_rule",
             Self::SecretNotBound => "secret_not_bound",
+            Self::NarrowedByScript => "narrowed_by_script",
         }
     }
 
@@ -128,6 +132,7 @@ impl Reason {
             Self::PathNotWritable => "the grant that covers this path is for reading",
             Self::DeniedByRule => "a rule denies it",
             Self::SecretNotBound => "the secret is not bound to this origin",
+            Self::NarrowedByScript => "the script itself took this away, by what it gave require",
             Self::BadTarget => "the target is not written in its one spelling",
         }
     }
@@ -290,6 +295,7 @@ mod tests {
                 "bad_target",
                 "denied_by_rule",
                 "secret_not_bound",
+                "narrowed_by_script",
             ]
         );
     }

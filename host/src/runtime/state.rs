@@ -7,7 +7,7 @@ use neoc_abi::{
     Call, Completion, ErrorKind, Operation, OperationError, Outcome, Reply,
     event::{self, Finish},
     log::Record,
-    wire,
+    narrowing, wire,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot::error::TryRecvError},
@@ -110,6 +110,10 @@ impl State {
             (Reach::Modules(folder), Operation::Module(operation)) => {
                 let permit = broker::module::Permit::while_loading(operation);
                 Some(permit.and_then(|permit| folder.find_now(permit)).map(Reply::Module))
+            }
+            (Reach::Modules(_), Operation::Narrow(question)) => {
+                let checked = broker::narrowing::check(&question);
+                Some(checked.map(|()| Reply::Narrow(narrowing::Reply::Checked)))
             }
             (Reach::Modules(_) | Reach::Nothing, _) => {
                 Some(Err(OperationError::invalid("no operation is possible here: the script is being loaded")))
@@ -398,7 +402,7 @@ mod tests {
 
     fn wait() -> Call {
         let operation = Operation::Time(time::Operation::Wait { seconds: 1e9 });
-        Call { site: None, scope: 0, operation }
+        Call { site: None, scope: 0, narrowing: None, operation }
     }
 
     #[test]

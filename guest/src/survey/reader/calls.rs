@@ -21,10 +21,12 @@ impl Reader<'_> {
         let Some(meaning) = self.name(at).and_then(|name| self.meanings.get(name)) else { return };
         let is_passed_on = self.passed_to(at).is_some_and(|by| by == b"pcall") && self.sign(at + 1) == b",";
         if matches!(meaning, Meaning::Require) {
-            if let Some((place, name, _)) = self.required(at + 1) {
+            if let Some((place, name, next)) = self.required(at + 1) {
                 self.add_require(place, name, false);
-            } else if is_passed_on && let Some((name, _)) = self.literal(at + 2) {
+                self.use_patterns(place..next);
+            } else if is_passed_on && let Some((name, next)) = self.literal(at + 2) {
                 self.add_require(at + 2, name, true);
+                self.use_patterns(next..self.behind_arguments(next).unwrap_or(next));
             }
         }
         if let Some((Meaning::Function(module, function), next)) = self.callee(at) {
@@ -37,6 +39,12 @@ impl Reader<'_> {
             };
             self.add_call(at..next, module, function, argument);
         }
+    }
+
+    /// What a table is narrowed to: its URLs are patterns, and nothing is called there.
+    fn use_patterns(&mut self, arguments: Range<usize>) {
+        let tokens = self.tokens.get(arguments).unwrap_or_default();
+        self.used.extend(tokens.iter().filter(|token| token.kind == Kind::Text).map(|token| token.start));
     }
 
     /// The function whose first argument begins there.

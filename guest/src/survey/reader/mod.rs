@@ -7,6 +7,7 @@
 //! | it understands | such as |
 //! |---|---|
 //! | modules, functions and texts that have a name | `local hyper, base = require("vnd:hyper"), "https://a.example"` |
+//! | modules that are narrowed, as the modules that they are | `require("vnd:hyper", { hosts = … }).get(url)` |
 //! | a call, and one by way of another function | `hyper.get(url)`, `pcall(hyper.get, url)`, `hyper.get "…"` |
 //! | texts put together | `` base .. "/x/" .. id``, `` `{base}/x/{id}` `` |
 //! | requests as tables | `hyper.request({ url = base, method = "PUT" })` |

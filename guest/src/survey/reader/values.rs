@@ -44,7 +44,7 @@ impl Reader<'_> {
         }
     }
 
-    /// `("x")` or `"x"` behind `require`: the text's place, the text, and the place behind all.
+    /// `("x")`, `("x", { … })` or `"x"` behind `require`: the text's place, the text, and the place behind all.
     pub(super) fn required(&self, at: usize) -> Option<(usize, String, usize)> {
         let place = if self.sign(at) == b"(" { at + 1 } else { at };
         let whole = |(text, next): (Text, usize)| text.target.is_whole.then_some((text.target.text, next));
@@ -55,8 +55,23 @@ impl Reader<'_> {
         let (text, next) = self.text(place).and_then(whole)?;
         match self.sign(next) {
             b")" => Some((place, text, next + 1)),
+            b"," => Some((place, text, self.behind_arguments(next)?)),
             _ => None,
         }
+    }
+
+    /// The place behind the bracket that ends a list of arguments, from within it; if that is near.
+    pub(super) fn behind_arguments(&self, at: usize) -> Option<usize> {
+        let mut depth = 0_usize;
+        for at in self.ahead(at) {
+            match self.sign(at) {
+                b"(" | b"{" | b"[" => depth += 1,
+                b")" if depth == 0 => return Some(at + 1),
+                b")" | b"}" | b"]" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        None
     }
 
     /// One string that is all there.

@@ -37,7 +37,8 @@ pub fn main(arguments: &Arguments) -> cli::Result {
         }
     }
     let mut calls: BTreeMap<(String, Option<String>, Call), u64> = BTreeMap::new();
-    for ((tenant, module, call, _), n) in recorded::read(&arguments.audit)?.calls {
+    let recorded = recorded::read(&arguments.audit)?;
+    for ((tenant, module, call, _), n) in recorded.calls {
         *calls.entry((tenant, module, call)).or_default() += n;
     }
     let machines = (this_machine(Some(&old.host))?, this_machine(Some(&new.host))?);
@@ -59,6 +60,12 @@ pub fn main(arguments: &Arguments) -> cli::Result {
     }
     let n_calls: u64 = calls.values().sum();
     println!("{n_calls} calls: {n_refused} would be refused that were allowed, {n_allowed} allowed that were refused");
+    if recorded.n_narrowed > 0 {
+        println!(
+            "{} calls were refused by what the script took from itself, and are under any policy",
+            recorded.n_narrowed
+        );
+    }
     Ok(if n_refused > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -12,6 +12,9 @@ use crate::{
 pub struct Recorded {
     /// By tenant, module, call and outcome.
     pub calls: BTreeMap<(String, Option<String>, Call, Outcome), u64>,
+    /// How many calls were refused by what the script took from itself: no policy changes that, and no record says
+    /// what it was.
+    pub n_narrowed: u64,
     /// Limits that were hit, by tenant and key.
     pub limits: BTreeMap<(String, String), u64>,
 }
@@ -25,7 +28,9 @@ pub fn read(file: &Path) -> Result<Recorded, Box<dyn Error>> {
         let tenant = record.tenant.into_owned();
         let of_policy =
             record.reason.as_deref().is_none_or(|reason| Reason::ALL.iter().any(|known| known.as_str() == reason));
-        if !of_policy {
+        if record.reason.as_deref() == Some(Reason::NarrowedByScript.as_str()) {
+            recorded.n_narrowed += 1;
+        } else if !of_policy {
             // Arguments that make no sense are no limit.
             if let Some(limit) = record.reason.filter(|reason| reason != "invalid") {
                 *recorded.limits.entry((tenant, limit.into_owned())).or_default() += 1;

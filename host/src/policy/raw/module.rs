@@ -190,3 +190,21 @@ pub struct PresentToml {}
 impl TableToml for PresentToml {
     const KEYS: &'static [Key] = &[];
 }
+
+/// What a script writes for `std:kv`. No file has it: there a module has all keys, or none.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NarrowedKvToml {
+    /// What each key begins with.
+    pub prefix: Option<Text>,
+}
+
+impl TableToml for NarrowedKvToml {
+    const KEYS: &'static [Key] = &[Key {
+        name: "prefix",
+        form: Form::Text("the beginning of a key"),
+        default: REQUIRED,
+        example: r#""cache:""#,
+        doc: "What each key begins with.",
+    }];
+}
