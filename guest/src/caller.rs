@@ -7,10 +7,9 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
-use mlua::{Lua, LuaString};
+use mlua::{Lua, LuaString, Table};
 use neoc_abi::{Call, Operation, Site};
 
-use crate::scheduler;
 use crate::stdlib::narrowing;
 
 /// The sources of functions that are no script's.
@@ -91,8 +90,11 @@ pub fn call(operation: Operation) -> Call {
     }
 }
 
-/// The line of the innermost function that is a script's; for a task of a function of ours alone, where it was made.
-/// None: a coroutine that the task has made runs such a function.
+/// Threads whose function is none of the script's, and the places where they were made: `file:line`.
+pub struct MadeAt(pub Table);
+
+/// The line of the innermost function that is a script's. Where a function of ours is all that a task or a coroutine
+/// runs, the line where that was made.
 pub fn site(lua: &Lua) -> Option<Site> {
     let frame = |level| {
         lua.inspect_stack(level, |debug| {
@@ -102,7 +104,15 @@ pub fn site(lua: &Lua) -> Option<Site> {
         })
     };
     // The first level without a frame is the end of the stack.
-    (0..MAX_LEVELS).map_while(frame).flatten().next().or_else(scheduler::made_at)
+    (0..MAX_LEVELS).map_while(frame).flatten().next().or_else(|| made_at(lua))
+}
+
+/// Where the running thread was made, if its function is none of the script's.
+fn made_at(lua: &Lua) -> Option<Site> {
+    let MadeAt(places) = &*lua.app_data_ref::<MadeAt>()?;
+    let place = places.raw_get::<Option<LuaString>>(lua.current_thread()).ok()??.to_string_lossy();
+    let (module, line) = place.rsplit_once(':')?;
+    Some(Site { module: module.to_owned(), line: line.parse().ok()? })
 }
 
 /// Puts back who was there before.

@@ -28,7 +28,7 @@ use std::task::{Context, Poll, Waker};
 
 use mlua::{Function, Lua};
 use neoc_abi::log::Level;
-use neoc_abi::{Completion, OperationError, Site};
+use neoc_abi::{Completion, OperationError};
 
 use self::cancel::Phase;
 pub use self::table::Ownership;
@@ -70,11 +70,6 @@ pub fn close() {
 /// The task whose code runs now. 0 outside of any.
 pub fn current() -> u32 {
     TASKS.with_borrow(|tasks| tasks.current)
-}
-
-/// Where the task whose code runs now was made, if none of its own code is the script's.
-pub fn made_at() -> Option<Site> {
-    TASKS.with_borrow(|tasks| tasks.alive.get(&tasks.current)?.made_at.clone())
 }
 
 /// Tasks that have not ended, the first one counted.
@@ -121,13 +116,12 @@ pub fn deliver(batch: Vec<Completion>) {
     TASKS.with_borrow_mut(|tasks| tasks.queue.host_delivers = false);
 }
 
-/// Makes room for a task and gives its number; [`start`] or [`defer`] is to follow. `made_at`: where its calls come
-/// from, as far as its own stack has no line of the script's.
+/// Makes room for a task and gives its number; [`start`] or [`defer`] is to follow.
 ///
 /// # Errors
 /// [`neoc_abi::ErrorKind::Limit`] when too many are alive or [`MAX_DEPTH`] calls are nested,
 /// [`neoc_abi::ErrorKind::Invalid`] outside a request, and `cancelled` in a task that is.
-pub fn admit(api: &str, ownership: Ownership, made_at: Option<Site>) -> Result<u32, OperationError> {
+pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
     operation::check_open(api)?;
     cancel::check()?;
     end_bodiless();
@@ -142,8 +136,7 @@ pub fn admit(api: &str, ownership: Ownership, made_at: Option<Site>) -> Result<u
         }
         tasks.last_id += 1;
         tasks.admitted = Some(tasks.last_id);
-        let task = Task { made_at, ..Task::new(tasks.last_id, ownership) };
-        tasks.alive.insert(tasks.last_id, task);
+        tasks.alive.insert(tasks.last_id, Task::new(tasks.last_id, ownership));
         Ok(tasks.last_id)
     })
 }

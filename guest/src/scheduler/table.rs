@@ -6,7 +6,6 @@ use std::task::{Wake, Waker};
 
 use futures::future::LocalBoxFuture;
 use mlua::Function;
-use neoc_abi::Site;
 
 use super::FIRST;
 use super::cancel::Phase;
@@ -42,8 +41,6 @@ pub(super) struct Tasks {
 /// A task that has not ended.
 pub(super) struct Task {
     pub(super) ownership: Ownership,
-    /// The line of the script that made it, where its function has none.
-    pub(super) made_at: Option<Site>,
     /// Absent while it runs, and until it is started.
     pub(super) future: Option<LocalBoxFuture<'static, ()>>,
     pub(super) waker: Waker,
@@ -115,7 +112,6 @@ impl Task {
     pub(super) fn new(id: u32, ownership: Ownership) -> Self {
         Self {
             ownership,
-            made_at: None,
             future: None,
             waker: Waker::from(Arc::new(TaskWaker(id))),
             queued: false,

@@ -12,7 +12,7 @@ use super::{Answer, Body, Function, Module};
 use crate::failure::{Failure, error_table};
 use crate::scheduler::cancel::{self, Cancelled};
 use crate::scheduler::{self, Ownership, wait};
-use crate::{caller, memory, operation};
+use crate::{memory, operation};
 
 /// The module.
 pub const MODULE: Module = Module {
@@ -20,7 +20,7 @@ pub const MODULE: Module = Module {
     functions: &[
         Function { name: "_handle", body: Body::Local(|lua, _| Ok(Value::UserData(lua.create_userdata(Handle)?))) },
         Function { name: "_seconds", body: Body::Local(|_, arguments| seconds(&arguments)) },
-        Function { name: "_admit", body: Body::Local(|lua, arguments| admit(lua, &arguments)) },
+        Function { name: "_admit", body: Body::Local(|_, arguments| admit(&arguments)) },
         Function { name: "_start", body: Body::Local(|lua, arguments| begin(lua, &arguments, scheduler::start)) },
         Function { name: "_defer", body: Body::Local(|lua, arguments| begin(lua, &arguments, scheduler::defer)) },
         Function { name: "_succeed", body: Body::Local(|_, arguments| succeed(&arguments)) },
@@ -75,17 +75,14 @@ fn seconds(arguments: &Arguments) -> Answer {
     }
 }
 
-/// Takes a function's name, whose the task is, and whether its function is of ours: such a task's calls come from
-/// where it is made.
-fn admit(lua: &Lua, arguments: &Arguments) -> Answer {
-    let [api, ownership, is_ours] = &arguments.values;
+fn admit(arguments: &Arguments) -> Answer {
+    let [api, ownership, _] = &arguments.values;
     let ownership = match text(ownership).as_str() {
         "daemon" => Ownership::Daemon,
         "detached" => Ownership::Detached,
         _ => Ownership::Request,
     };
-    let made_at = if *is_ours == Value::Boolean(true) { caller::site(lua) } else { None };
-    Ok(from_number(scheduler::admit(&text(api), ownership, made_at)?))
+    Ok(from_number(scheduler::admit(&text(api), ownership)?))
 }
 
 fn begin(lua: &Lua, arguments: &Arguments, how: fn(&Lua, u32, mlua::Function) -> Result<(), Failure>) -> Answer {

@@ -131,3 +131,24 @@ fn an_error_of_a_task_of_a_function_of_ours_names_where_it_was_made() {
     );
     assert_eq!(guest.printed(), "main.luau:2");
 }
+
+#[test]
+fn a_coroutine_of_a_function_of_ours_calls_from_where_it_was_made() {
+    check_sites(
+        "local hyper, task = require('vnd:hyper'), require('std:task')
+         coroutine.wrap(hyper.get)('https://a/')
+         local co = coroutine.create(pcall)
+         coroutine.resume(co, hyper.get, 'https://b/')
+         task.spawn(coroutine.wrap(hyper.get), 'https://c/')
+         coroutine.wrap(coroutine.wrap(hyper.get))('https://d/')
+         task.spawn(function()
+             coroutine.wrap(function()
+                 coroutine.wrap(hyper.get)('https://e/')
+             end)()
+         end)
+         coroutine.wrap(function(get)
+             get('https://f/')
+         end)(hyper.get)",
+        &["main.luau:2", "main.luau:3", "main.luau:5", "main.luau:6", "main.luau:9", "main.luau:13"],
+    );
+}
