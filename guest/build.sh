@@ -91,6 +91,8 @@ if [ "$(cat "$out/crates/stamp" 2>/dev/null || true)" != "$stamp" ]; then
   echo "$stamp" >"$out/crates.new/stamp"
   rm -rf "$out/crates"
   mv "$out/crates.new" "$out/crates"
+  # Cargo does not see that C++ changed below a crate: what was compiled from the old one has to go.
+  rm -rf "$out"/{target,native}/{,*/}{debug,release}/{build,.fingerprint}/{mlua-sys,luau0-src}-*
 fi
 
 # --- Luau's test files: they lie in a crate, which is not compiled ----------------------------------------

@@ -139,6 +139,34 @@ LUAU = [
         "const size_t kSmallPageSize = 1024 - kExternalAllocatorMetaDataReduction;\n"
         "const size_t kLargePageSize = 4 * 1024 - kExternalAllocatorMetaDataReduction;\n",
     ),
+    # For the same reason: after this call what is new gets new pages, though old ones have room.
+    (
+        "luau/VM/src/lmem.cpp",
+        "void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)\n{\n",
+        """static void forget(lua_Page** pages)
+{
+    while (lua_Page* page = *pages)
+    {
+        *pages = page->next;
+        page->prev = NULL;
+        page->next = NULL;
+    }
+}
+
+extern "C" void neoc_begin_new_pages(lua_State* L)
+{
+    global_State* g = L->global;
+    for (size_t i = 0; i < kSizeClasses; ++i)
+    {
+        forget(&g->freepages[i]);
+        forget(&g->freegcopages[i]);
+    }
+}
+
+void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)
+{
+""",
+    ),
 ]
 
 MLUA_SYS = [

@@ -38,6 +38,7 @@ mod operation;
 mod request;
 mod sandbox;
 mod scheduler;
+mod seal;
 mod stdlib;
 mod survey;
 #[cfg(test)]

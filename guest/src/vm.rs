@@ -12,7 +12,8 @@ use neoc_abi::workers::Work;
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
 use crate::{
-    failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, stdlib, survey, value,
+    failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, seal, stdlib, survey,
+    value,
 };
 
 /// A VM, and what it is busy with.
@@ -63,6 +64,7 @@ impl Vm {
         #[cfg(target_arch = "wasm32")]
         crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
+        seal::seal(&lua)?;
         Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), used: false, interrupt })
     }
 

@@ -160,7 +160,7 @@ impl Tenant {
         let source = read(&policy, Arc::clone(&modules), Mode::Handler, &key)?;
         let entry = blake3::hash(&source.entry.source);
         let image = runtime.load(&share, source, log).await.map_err(|error| not_loaded(error, &key))?;
-        tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_runs = image.n_runs(), "loaded");
+        tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_pages = image.n_pages(), "loaded");
         Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy, entry })
     }
 }

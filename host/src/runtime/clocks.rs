@@ -7,39 +7,46 @@ use wasmtime_wasi::{HostMonotonicClock, HostWallClock};
 /// Finest step that a guest sees.
 const RESOLUTION: Duration = Duration::from_millis(1);
 
-/// A monotonic clock that starts at 0 with the VM, so that it tells nothing about the host's uptime.
-pub struct CoarseMonotonic {
+/// The clocks of one VM, in whole milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
     origin: Instant,
 }
 
-impl CoarseMonotonic {
-    /// A clock that reads 0 now.
+impl Clocks {
+    /// Clocks of which the monotonic one reads 0 now, so that it tells nothing about the host's uptime.
     pub fn starting_now() -> Self {
         Self { origin: Instant::now() }
     }
+
+    /// Time since the VM began.
+    pub fn monotonic(self) -> Duration {
+        coarse(self.origin.elapsed())
+    }
+
+    /// Time since 1970. A machine whose clock is before that reads 0.
+    pub fn wall() -> Duration {
+        coarse(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
 }
 
-impl HostMonotonicClock for CoarseMonotonic {
+impl HostMonotonicClock for Clocks {
     fn resolution(&self) -> u64 {
         as_nanoseconds(RESOLUTION)
     }
 
     fn now(&self) -> u64 {
-        as_nanoseconds(coarse(self.origin.elapsed()))
+        as_nanoseconds(self.monotonic())
     }
 }
 
-/// The wall clock, cut to whole milliseconds.
-pub struct CoarseWall;
-
-impl HostWallClock for CoarseWall {
+impl HostWallClock for Clocks {
     fn resolution(&self) -> Duration {
         RESOLUTION
     }
 
     fn now(&self) -> Duration {
-        // A machine whose clock is before 1970 reads 1970.
-        coarse(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+        Self::wall()
     }
 }
 
@@ -47,7 +54,8 @@ fn coarse(time: Duration) -> Duration {
     Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn as_nanoseconds(time: Duration) -> u64 {
+/// Whole nanoseconds, as WASI counts.
+pub fn as_nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -9,12 +9,18 @@ use neoc_abi::{Call, event::Finish, log::Record, wire};
 use serde::de::DeserializeOwned;
 use wasmtime::{Caller, Error, Linker, Result};
 
-use super::state::State;
+use super::{
+    clocks::{self, Clocks},
+    state::State,
+};
 use crate::policy::MAX_BODY_BYTES;
 
 /// Longest message that a guest may hand over, in bytes: the longest body that a policy allows, and what
 /// surrounds it.
 const MAX_MESSAGE_BYTES: usize = MAX_BODY_BYTES + 1024 * 1024;
+
+/// WASI's error number for what a host does not have.
+const WASI_NOT_SUPPORTED: u32 = 58;
 
 /// The answer of `submit` for an operation that goes on.
 const PENDING: i32 = -1;
@@ -24,7 +30,11 @@ const PENDING: i32 = -1;
 /// # Errors
 /// Never in practice: only when two functions have the same name.
 pub fn link(linker: &mut Linker<State>) -> Result<()> {
-    wasmtime_wasi::p1::add_to_linker_async(linker, |state: &mut State| &mut state.wasi)?;
+    wasmtime_wasi::p1::add_to_linker_async(linker, State::wasi)?;
+    // Each request reads a clock, and few need anything else of WASI.
+    linker.allow_shadowing(true);
+    linker.func_wrap("wasi_snapshot_preview1", "clock_time_get", clock_time_get)?;
+    linker.allow_shadowing(false);
     linker.func_wrap("neoc", "submit", submit)?;
     linker.func_wrap("neoc", "receive", receive)?;
     linker.func_wrap("neoc", "cancel", cancel)?;
@@ -34,6 +44,19 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap("neoc", "log", log)?;
     linker.func_wrap_async("neoc", "pause", |caller: Caller<'_, State>, ()| Box::new(pause(caller)))?;
     Ok(())
+}
+
+/// WASI's clocks, see [`super::clocks`]. The precision that is asked for changes nothing.
+fn clock_time_get(mut caller: Caller<'_, State>, clock: u32, _precision: u64, pointer: u32) -> Result<u32> {
+    let time = match clock {
+        0 => Clocks::wall(),
+        1 => caller.data().clocks.monotonic(),
+        // CPU clocks of the process and the thread.
+        _ => return Ok(WASI_NOT_SUPPORTED),
+    };
+    let memory = caller.data().memory()?;
+    memory.write(&mut caller, usize::try_from(pointer)?, &clocks::as_nanoseconds(time).to_le_bytes())?;
+    Ok(0)
 }
 
 /// Asks the broker for an operation. Answers [`PENDING`], or the length of an outcome for `receive`.

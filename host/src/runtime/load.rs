@@ -99,7 +99,7 @@ impl Runtime {
         let heap_bytes = u64::try_from(heap_bytes).unwrap_or(u64::MAX);
         let bundle = Bundle { entry, mode, heap_bytes, narrowed };
         let state = State::new(memory_bytes, CpuMeter::new(CpuBudget::new(cpu)), log, Reach::Modules(modules));
-        let mut vm = Vm::instantiate(&self.image, &self.preempt, state).await?;
+        let mut vm = Vm::instantiate(&self.guest, &self.preempt, state).await?;
         let finish = vm.load(&bundle).await?;
         Ok((vm, finish))
     }

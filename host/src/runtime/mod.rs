@@ -45,7 +45,7 @@ use neoc_abi::{
     log::{Level, Record},
 };
 use tokio::sync::{RwLock, Semaphore, oneshot};
-use wasmtime::{InstancePre, Linker};
+use wasmtime::Linker;
 
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
@@ -62,7 +62,7 @@ use self::{
     preempt::{Interrupt, Watcher},
     scheduler::Scheduler,
     state::{Reach, State},
-    vm::{Preempt, Vm},
+    vm::{Guest, Preempt, Vm},
 };
 use crate::{
     policy::{Preemption, detach},
@@ -109,7 +109,7 @@ pub enum StartError {
 
 /// The sandbox. One per process.
 pub struct Runtime {
-    image: InstancePre<State>,
+    guest: Guest,
     preempt: Preempt,
     /// Memory of a VM with no script in it, to compare with. See [`TenantImage`].
     base_memory: Vec<u8>,
@@ -168,7 +168,7 @@ impl Runtime {
         let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
-        let image = linker.instantiate_pre(&module).map_err(refused)?;
+        let guest = linker.instantiate_pre(&module).and_then(Guest::new).map_err(refused)?;
         let watcher = match settings.preemption {
             Preemption::Safepoint => Some(Watcher::start()?),
             Preemption::Epoch => {
@@ -183,12 +183,12 @@ impl Runtime {
             Some(watcher) => Preempt::Safepoint { watcher, interrupt: Interrupt { offset: 0, function: 0 } },
             None => Preempt::Epoch,
         };
-        let (base_memory, found) = examine(&image, &preempt).map_err(refused)?;
+        let (base_memory, found) = examine(&guest, &preempt).map_err(refused)?;
         if let Preempt::Safepoint { interrupt, .. } = &mut preempt {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { image, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
+        Ok(Self { guest, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Runs a job in a fresh VM until its script has an end. Dropping the future cancels it and all that it
@@ -297,7 +297,7 @@ impl Runtime {
 
     /// Yields a ready VM: a fresh instance with the tenant's script in it.
     async fn ready(&self, image: &TenantImage, state: State) -> wasmtime::Result<Vm> {
-        let mut vm = Vm::instantiate(&self.image, &self.preempt, state).await?;
+        let mut vm = Vm::instantiate(&self.guest, &self.preempt, state).await?;
         image.restore(&mut vm)?;
         Ok(vm)
     }
@@ -314,12 +314,12 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
 }
 
 /// The memory of a VM with no script in it, and where its interrupt is.
-fn examine(image: &InstancePre<State>, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
+fn examine(guest: &Guest, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let state =
         State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(LOAD_CPU)), ScriptLog::discard(), Reach::Nothing);
     runtime.block_on(async {
-        let mut vm = Vm::instantiate(image, preempt, state).await?;
+        let mut vm = Vm::instantiate(guest, preempt, state).await?;
         let memory = vm.memory()?.to_vec();
         Ok((memory, vm.interrupt().await?))
     })

@@ -16,11 +16,7 @@ use tokio::{
 use wasmtime::{Error, Memory, Result};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 
-use super::{
-    clocks::{CoarseMonotonic, CoarseWall},
-    limiter::MemoryLimiter,
-    meter::CpuMeter,
-};
+use super::{clocks::Clocks, limiter::MemoryLimiter, meter::CpuMeter};
 use crate::{
     broker::{self, Broker, Caller, Permit},
     capability::{
@@ -46,7 +42,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 
 /// The store data of one VM.
 pub struct State {
-    pub(super) wasi: WasiP1Ctx,
+    /// Made when it is first asked for: few guests ever do.
+    wasi: Option<WasiP1Ctx>,
+    pub(super) clocks: Clocks,
     pub(super) limiter: MemoryLimiter,
     pub(super) meter: Arc<CpuMeter>,
     /// The guest's memory; set right after instantiation, before any guest code of ours runs.
@@ -77,17 +75,10 @@ pub enum Reach {
 impl State {
     /// A state for a VM with `memory_bytes` of memory.
     pub fn new(memory_bytes: usize, meter: Arc<CpuMeter>, log: ScriptLog, reach: Reach) -> Self {
-        let wasi = WasiCtxBuilder::new()
-            .monotonic_clock(CoarseMonotonic::starting_now())
-            .wall_clock(CoarseWall)
-            .max_random_size(MAX_RANDOM_BYTES)
-            .allow_tcp(false)
-            .allow_udp(false)
-            .allow_ip_name_lookup(false)
-            .build_p1();
         let limiter = MemoryLimiter::new(memory_bytes);
         Self {
-            wasi,
+            wasi: None,
+            clocks: Clocks::starting_now(),
             limiter,
             meter,
             memory: None,
@@ -98,6 +89,20 @@ impl State {
             log,
             reach,
         }
+    }
+
+    /// WASI's floor: what Rust's and C's libraries in the guest link to. It opens nothing.
+    pub(super) fn wasi(&mut self) -> &mut WasiP1Ctx {
+        self.wasi.get_or_insert_with(|| {
+            WasiCtxBuilder::new()
+                .monotonic_clock(self.clocks)
+                .wall_clock(self.clocks)
+                .max_random_size(MAX_RANDOM_BYTES)
+                .allow_tcp(false)
+                .allow_udp(false)
+                .allow_ip_name_lookup(false)
+                .build_p1()
+        })
     }
 
     pub(super) fn memory(&self) -> Result<Memory> {

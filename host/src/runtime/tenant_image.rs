@@ -1,16 +1,21 @@
-//! A tenant's script after loading: the pages in which its VM differs from the base image.
+//! A tenant's script after loading: what its VM's memory differs in from the base image.
 //!
 //! Compiling a script and running its top level costs milliseconds, so it happens once. Each request
-//! then starts from a fresh instance of the base image with these pages copied in, which costs
+//! then starts from a fresh instance of the base image with these bytes copied in, which costs
 //! microseconds. Memory is all there is to restore: between two calls the guest's stack is empty,
 //! its stack pointer is back at its origin, and its table never changes.
+//!
+//! Only the bytes that differ are kept, not their pages: a small script changes a few words in each of twenty
+//! pages, and a host holds thousands of scripts that nobody calls.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use wasmtime::{Error, Result};
 
 use super::vm::Vm;
 
+/// Bytes that are compared at once, and the least that a run begins and ends with. A processor's cache line.
+const LINE_BYTES: usize = 64;
 const PAGE_BYTES: usize = 4096;
 const WASM_PAGE_BYTES: usize = 65_536;
 
@@ -18,9 +23,19 @@ const WASM_PAGE_BYTES: usize = 65_536;
 pub struct TenantImage {
     /// Linear memory after loading, in bytes.
     memory_bytes: usize,
-    /// Runs of changed pages: where each starts, and its bytes.
-    runs: Vec<(usize, Box<[u8]>)>,
+    difference: Difference,
 }
+
+/// The runs of bytes in which one memory differs from another.
+#[derive(Debug, PartialEq, Eq)]
+struct Difference {
+    /// Where each run starts, and how long it is, in bytes. In order, and apart from each other.
+    runs: Box<[(u32, u32)]>,
+    /// What stands in all runs, one after the other.
+    bytes: Box<[u8]>,
+}
+
+// === impl TenantImage ===
 
 impl TenantImage {
     /// Compares a VM that has loaded its script with the memory of one that has not.
@@ -29,26 +44,9 @@ impl TenantImage {
     /// When the guest lacks an export.
     pub async fn capture(loaded: &mut Vm, base: &[u8]) -> Result<Self> {
         // The stack is empty between two calls: what is left in it means nothing.
-        let first_page = loaded.stack_end().await? / PAGE_BYTES;
+        let stack_bytes = loaded.stack_end().await?;
         let memory = loaded.memory()?;
-        let mut runs: Vec<(usize, Vec<u8>)> = Vec::new();
-        for (index, page) in memory.chunks(PAGE_BYTES).enumerate().skip(first_page) {
-            let offset = index * PAGE_BYTES;
-            let unchanged = match base.get(offset..offset + page.len()) {
-                Some(before) => before == page,
-                // Memory that the base does not have starts as zeros.
-                None => page.iter().all(|byte| *byte == 0),
-            };
-            if unchanged {
-                continue;
-            }
-            match runs.last_mut() {
-                Some((start, bytes)) if *start + bytes.len() == offset => bytes.extend_from_slice(page),
-                _ => runs.push((offset, page.to_vec())),
-            }
-        }
-        let runs = runs.into_iter().map(|(offset, bytes)| (offset, bytes.into_boxed_slice())).collect();
-        Ok(Self { memory_bytes: memory.len(), runs })
+        Ok(Self { memory_bytes: memory.len(), difference: Difference::between(base, memory, stack_bytes)? })
     }
 
     /// Puts the loaded script into a fresh VM.
@@ -58,26 +56,111 @@ impl TenantImage {
     pub fn restore(&self, vm: &mut Vm) -> Result<()> {
         let missing = self.memory_bytes.saturating_sub(vm.memory()?.len());
         vm.grow(u64::try_from(missing.div_ceil(WASM_PAGE_BYTES))?)?;
-        let memory = vm.memory_mut()?;
-        for (offset, bytes) in &self.runs {
-            let target = memory
-                .get_mut(*offset..*offset + bytes.len())
-                .ok_or_else(|| Error::msg("a page of the tenant's image lies outside the memory"))?;
-            target.copy_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    /// Runs of changed pages.
-    pub fn n_runs(&self) -> usize {
-        self.runs.len()
+        self.difference.apply(vm.memory_mut()?)
     }
 
     /// Bytes that each request copies.
     pub fn copied_bytes(&self) -> usize {
-        self.runs.iter().map(|(_, bytes)| bytes.len()).sum()
+        self.difference.bytes.len()
+    }
+
+    /// Pages that each request has of its own because of it.
+    pub fn n_pages(&self) -> usize {
+        self.difference.n_pages()
     }
 }
 
 /// A tenant's loaded script, shared by its requests.
 pub type SharedImage = Arc<TenantImage>;
+
+// === impl Difference ===
+
+impl Difference {
+    /// What `after` has that `before` has not, from `start` on. Memory that `before` does not have starts as zeros.
+    ///
+    /// # Errors
+    /// For memories of 4 GiB and more.
+    fn between(before: &[u8], after: &[u8], start: usize) -> Result<Self> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (index, line) in after.chunks(LINE_BYTES).enumerate().skip(start / LINE_BYTES) {
+            let range = index * LINE_BYTES..index * LINE_BYTES + line.len();
+            let is_same = match before.get(range.clone()) {
+                Some(old) => old == line,
+                None => line.iter().all(|byte| *byte == 0),
+            };
+            match runs.last_mut() {
+                _ if is_same => {}
+                Some(run) if run.end == range.start => run.end = range.end,
+                _ => runs.push(range),
+            }
+        }
+        let bytes = runs.iter().flat_map(|run| &after[run.clone()]).copied().collect();
+        let compact = |run: Range<usize>| Ok((u32::try_from(run.start)?, u32::try_from(run.len())?));
+        Ok(Self { runs: runs.into_iter().map(compact).collect::<Result<_>>()?, bytes })
+    }
+
+    /// Makes a memory that is as the one before into what the one after was.
+    ///
+    /// # Errors
+    /// When a run lies outside of it; then it is spoiled.
+    fn apply(&self, memory: &mut [u8]) -> Result<()> {
+        let mut bytes = &*self.bytes;
+        for (start, length) in &self.runs {
+            let (start, length) = (usize::try_from(*start)?, usize::try_from(*length)?);
+            let target = memory.get_mut(start..start + length).zip(bytes.split_at_checked(length));
+            let (target, (run, rest)) =
+                target.ok_or_else(|| Error::msg("a part of the tenant's image lies outside the memory"))?;
+            target.copy_from_slice(run);
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn n_pages(&self) -> usize {
+        let mut n_pages = 0;
+        let mut counted_until = 0;
+        for (start, length) in &self.runs {
+            let (start, end) = (*start as usize, *start as usize + *length as usize);
+            let (first, last) = ((start / PAGE_BYTES).max(counted_until), end.div_ceil(PAGE_BYTES));
+            n_pages += last.saturating_sub(first);
+            counted_until = last;
+        }
+        n_pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_makes_one_memory_into_the_other() {
+        let before: Vec<u8> = (0..20_000_u32).map(|index| index.to_le_bytes()[0]).collect();
+        let mut after = before.clone();
+        after.resize(30_000, 0);
+        for changed in [200, 4095, 4096, 19_999, 20_000, 29_999] {
+            after[changed] ^= 0xff;
+        }
+        let difference = Difference::between(&before, &after, 128).expect("small");
+        let mut memory = before;
+        memory.resize(after.len(), 0);
+        difference.apply(&mut memory).expect("fits");
+        assert_eq!(memory, after);
+        // Lines of 64 bytes: one, two that touch, one across the end of what was there before, the last one.
+        assert_eq!(*difference.runs, [(192, 64), (4032, 128), (19_968, 64), (29_952, 48)]);
+        assert_eq!(difference.n_pages(), 4);
+    }
+
+    #[test]
+    fn what_lies_before_the_start_is_no_difference() {
+        let difference = Difference::between(&[0; 256], &[1; 256], 128).expect("small");
+        assert_eq!((&*difference.runs, difference.bytes.len(), difference.n_pages()), (&[(128, 128)][..], 128, 1));
+        assert_eq!(Difference::between(&[1; 256], &[1; 256], 0).expect("small").n_pages(), 0);
+    }
+
+    #[test]
+    fn a_memory_that_is_too_small_is_an_error() {
+        let difference = Difference::between(&[], &[1; 256], 0).expect("small");
+        assert!(difference.apply(&mut [0; 255]).is_err());
+    }
+}

@@ -7,7 +7,10 @@ use neoc_abi::{
     event::{Bundle, Finish, Start},
     wire,
 };
-use wasmtime::{Error, InstancePre, Result, Store, Trap, TypedFunc, UpdateDeadline, WasmResults};
+use wasmtime::{
+    Error, Extern, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, UpdateDeadline,
+    WasmParams, WasmResults,
+};
 
 use super::{
     meter::{CpuMeter, Metered},
@@ -47,30 +50,73 @@ pub enum Preempt {
     Epoch,
 }
 
+/// The base image, ready to make instances of.
+pub struct Guest {
+    image: InstancePre<State>,
+    exports: Arc<Exports>,
+}
+
+/// Where the guest's exports are, so that no VM has to look for their names.
+struct Exports {
+    memory: ModuleExport,
+    allocate: ModuleExport,
+    has_room: ModuleExport,
+    load: ModuleExport,
+    start: ModuleExport,
+    complete: ModuleExport,
+    stack_end: ModuleExport,
+    interrupt_offset: ModuleExport,
+    interrupt_function: ModuleExport,
+}
+
 /// A VM. After any error it must be dropped: a trapped store is never used again.
 pub struct Vm {
     store: Store<State>,
+    instance: Instance,
+    exports: Arc<Exports>,
     meter: Arc<CpuMeter>,
     /// How the watcher stops it. None where epochs do.
     target: Option<Target>,
-    allocate: TypedFunc<u32, u32>,
-    has_room: TypedFunc<u32, u32>,
-    load: TypedFunc<Message, ()>,
-    start: TypedFunc<Message, u32>,
-    complete: TypedFunc<Message, u32>,
-    stack_end: TypedFunc<(), u32>,
-    interrupt_offset: TypedFunc<(), u32>,
-    interrupt_function: TypedFunc<(), u32>,
+}
+
+impl Guest {
+    /// Looks for the exports.
+    ///
+    /// # Errors
+    /// When the guest lacks one.
+    pub fn new(image: InstancePre<State>) -> Result<Self> {
+        let exports = Arc::new(Exports::of(image.module())?);
+        Ok(Self { image, exports })
+    }
+}
+
+impl Exports {
+    fn of(module: &Module) -> Result<Self> {
+        let find = |name: &str| {
+            module.get_export_index(name).ok_or_else(|| Error::msg(format!("the guest has no export {name:?}")))
+        };
+        Ok(Self {
+            memory: find("memory")?,
+            allocate: find("allocate")?,
+            has_room: find("has_room")?,
+            load: find("load")?,
+            start: find("start")?,
+            complete: find("complete")?,
+            stack_end: find("stack_end")?,
+            interrupt_offset: find("interrupt_offset")?,
+            interrupt_function: find("interrupt_function")?,
+        })
+    }
 }
 
 impl Vm {
     /// A fresh VM from the base image, with no script in it.
     ///
     /// # Errors
-    /// When the pool has no free slot, or the guest lacks an export.
-    pub async fn instantiate(image: &InstancePre<State>, preemption: &Preempt, state: State) -> Result<Self> {
+    /// When the pool has no free slot, or the guest's memory is none.
+    pub async fn instantiate(guest: &Guest, preemption: &Preempt, state: State) -> Result<Self> {
         let meter = Arc::clone(&state.meter);
-        let mut store = Store::new(image.module().engine(), state);
+        let mut store = Store::new(guest.image.module().engine(), state);
         store.limiter(|state| &mut state.limiter);
         if matches!(preemption, Preempt::Epoch) {
             store.epoch_deadline_callback(|context| {
@@ -80,8 +126,10 @@ impl Vm {
             });
             store.set_epoch_deadline(1);
         }
-        let instance = image.instantiate_async(&mut store).await?;
-        let memory = instance.get_memory(&mut store, "memory").ok_or_else(|| Error::msg("the guest has no memory"))?;
+        let instance = guest.image.instantiate_async(&mut store).await?;
+        let exports = Arc::clone(&guest.exports);
+        let memory = instance.get_module_export(&mut store, &exports.memory).and_then(Extern::into_memory);
+        let memory = memory.ok_or_else(|| Error::msg("the guest's memory is none"))?;
         store.data_mut().memory = Some(memory);
         let target = match preemption {
             Preempt::Safepoint { watcher, interrupt } => {
@@ -89,19 +137,7 @@ impl Vm {
             }
             Preempt::Epoch => None,
         };
-        Ok(Self {
-            allocate: instance.get_typed_func(&mut store, "allocate")?,
-            has_room: instance.get_typed_func(&mut store, "has_room")?,
-            load: instance.get_typed_func(&mut store, "load")?,
-            start: instance.get_typed_func(&mut store, "start")?,
-            complete: instance.get_typed_func(&mut store, "complete")?,
-            stack_end: instance.get_typed_func(&mut store, "stack_end")?,
-            interrupt_offset: instance.get_typed_func(&mut store, "interrupt_offset")?,
-            interrupt_function: instance.get_typed_func(&mut store, "interrupt_function")?,
-            meter,
-            target,
-            store,
-        })
+        Ok(Self { store, instance, exports, meter, target })
     }
 
     /// Where the guest's stack ends; it begins at 0.
@@ -109,7 +145,8 @@ impl Vm {
     /// # Errors
     /// A trap.
     pub async fn stack_end(&mut self) -> Result<usize> {
-        Ok(usize::try_from(self.stack_end.call_async(&mut self.store, ()).await?)?)
+        let stack_end: TypedFunc<(), u32> = self.function(|exports| &exports.stack_end)?;
+        Ok(usize::try_from(stack_end.call_async(&mut self.store, ()).await?)?)
     }
 
     /// Where Luau's interrupt is, and what to write there.
@@ -117,8 +154,10 @@ impl Vm {
     /// # Errors
     /// A trap.
     pub async fn interrupt(&mut self) -> Result<Interrupt> {
-        let offset = self.interrupt_offset.call_async(&mut self.store, ()).await?;
-        let function = self.interrupt_function.call_async(&mut self.store, ()).await?;
+        let offset: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_offset)?;
+        let function: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_function)?;
+        let offset = offset.call_async(&mut self.store, ()).await?;
+        let function = function.call_async(&mut self.store, ()).await?;
         Ok(Interrupt { offset, function })
     }
 
@@ -152,7 +191,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn load(&mut self, bundle: &Bundle) -> Result<Finish> {
-        let load = self.load.clone();
+        let load: TypedFunc<Message, ()> = self.function(|exports| &exports.load)?;
         self.call(&load, &wire::encode(bundle)?, Room::Given).await?;
         self.take_finish().ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
     }
@@ -162,7 +201,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start(&mut self, start: &Start) -> Result<u32> {
-        let function = self.start.clone();
+        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.start)?;
         self.call(&function, &wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
     }
 
@@ -172,7 +211,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
-        let function = self.complete.clone();
+        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.complete)?;
         let bytes = wire::encode(&batch)?;
         let room = if bytes.len() > SMALL_BYTES { Room::AskedFor } else { Room::Given };
         if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
@@ -201,6 +240,17 @@ impl Vm {
         self.store.data().n_stalls
     }
 
+    /// One of the guest's functions.
+    fn function<P, R>(&mut self, export: impl FnOnce(&Exports) -> &ModuleExport) -> Result<TypedFunc<P, R>>
+    where
+        P: WasmParams,
+        R: WasmResults,
+    {
+        let function = self.instance.get_module_export(&mut self.store, export(&self.exports));
+        let function = function.and_then(Extern::into_func);
+        function.ok_or_else(|| Error::msg("an export of the guest is no function"))?.typed(&self.store)
+    }
+
     /// Hands a message over. None: the guest was asked whether it has room, and has not.
     async fn call<R: WasmResults + Sync>(
         &mut self,
@@ -215,11 +265,18 @@ impl Vm {
         }
         self.meter.check_between_slices()?;
         let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
+        let allocate: TypedFunc<u32, u32> = self.function(|exports| &exports.allocate)?;
+        let has_room: Option<TypedFunc<u32, u32>> = match room {
+            Room::AskedFor => Some(self.function(|exports| &exports.has_room)?),
+            Room::Given => None,
+        };
         let call = async {
-            if room == Room::AskedFor && self.has_room.call_async(&mut self.store, length).await? == 0 {
+            if let Some(has_room) = has_room
+                && has_room.call_async(&mut self.store, length).await? == 0
+            {
                 return Ok(None);
             }
-            let pointer = self.allocate.call_async(&mut self.store, length).await?;
+            let pointer = allocate.call_async(&mut self.store, length).await?;
             let memory = self.store.data().memory()?;
             memory.write(&mut self.store, usize::try_from(pointer)?, bytes)?;
             function.call_async(&mut self.store, (pointer, length)).await.map(Some)
