@@ -130,6 +130,13 @@ pub(crate) struct MemoryState {
 ]
 
 LUAU = [
+    # WebAssembly cannot jump to an address. Compilers make a computed jump a table of numbers and a switch over
+    # them; the interpreter's own switch over the opcode spares each instruction a load.
+    (
+        "luau/VM/src/lvmexecute.cpp",
+        "#if defined(__GNUC__) || defined(__clang__)\n#define VM_USE_CGOTO 1\n",
+        "#if (defined(__GNUC__) || defined(__clang__)) && !defined(__wasm__)\n#define VM_USE_CGOTO 1\n",
+    ),
     # Luau gives each size of object pages of its own, and each page that a request touches is one that
     # the host must put back. With small pages the sizes lie close together in memory.
     (
