@@ -131,14 +131,15 @@ pub async fn perform(
     permit: Permit,
 ) -> Outcome {
     match permit {
-        Permit::Http(permit) => capabilities.http.perform(*permit).await.map(Reply::Http),
+        // What is boxed has by far the longest ways: the others need not have room for them.
+        Permit::Http(permit) => Box::pin(capabilities.http.perform(*permit)).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_deref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),
         Permit::Detach(permit) => Ok(Reply::Detach(detach::perform(permit))),
         Permit::Module(permit) => modules.find(permit).await.map(Reply::Module),
         Permit::Workers(permit) => workers::perform(launch, permit).await.map(Reply::Workers),
-        Permit::Net(permit) => capabilities.net.perform(sockets, permit).await.map(Reply::Net),
+        Permit::Net(permit) => Box::pin(capabilities.net.perform(sockets, permit)).await.map(Reply::Net),
         Permit::Narrow => Ok(Reply::Narrow(narrowing::Reply::Checked)),
     }
 }

@@ -29,7 +29,7 @@ const KEEP_RESIDENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// Bytes at the top of a fiber's stack that are zeroed in place between guests; the rest, which few
 /// calls reach, goes back to the system.
-const KEEP_STACK_BYTES: usize = 32 * 1024;
+const KEEP_STACK_BYTES: usize = 16 * 1024;
 
 /// Builds the engine with room for `instances` live VMs.
 ///

@@ -207,8 +207,10 @@ impl Runtime {
         let (wall, share, detach, log) = (job.wall, job.share.clone(), job.detach.clone(), job.log.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
         let (end, mut ended) = oneshot::channel();
-        let (runtime, worker) = (Arc::clone(self), Arc::clone(self));
-        let mut work = Box::pin(async move { worker.on_worker(&share, runtime.drive(job, end)).await });
+        let worker = Arc::clone(self);
+        // Boxed before it goes on its way: each step on it would have room for the whole of it.
+        let drive = Box::pin(Arc::clone(self).drive(job, end));
+        let mut work = Box::pin(async move { worker.on_worker(&share, drive).await });
         let finished = async {
             tokio::select! {
                 biased;

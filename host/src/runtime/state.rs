@@ -169,8 +169,9 @@ pub struct Effects {
     sockets: Arc<Sockets>,
     /// Those whose completion the guest waits for.
     awaited: HashMap<u32, AbortHandle>,
-    completions: mpsc::UnboundedSender<Completion>,
-    finished: mpsc::UnboundedReceiver<Completion>,
+    /// Boxed, because a channel has room for 32 of what goes through it from the start.
+    completions: mpsc::UnboundedSender<Box<Completion>>,
+    finished: mpsc::UnboundedReceiver<Box<Completion>>,
     /// What a worker takes up among those of its request.
     held: Option<Held>,
 }
@@ -319,11 +320,11 @@ impl Effects {
             }
             // Open for as long as there are effects, which hold a sender.
             let first = self.finished.recv().await?;
-            let mut n_bytes = self.collect(first, &mut batch);
+            let mut n_bytes = self.collect(*first, &mut batch);
             while n_bytes < BATCH_BYTES
                 && let Ok(next) = self.finished.try_recv()
             {
-                n_bytes += self.collect(next, &mut batch);
+                n_bytes += self.collect(*next, &mut batch);
             }
         }
         Some(batch)
@@ -343,7 +344,7 @@ impl Effects {
 /// Says how an operation ended when nothing of it is left, be it that it was stopped.
 struct CompleteOnDrop {
     id: u32,
-    completions: mpsc::UnboundedSender<Completion>,
+    completions: mpsc::UnboundedSender<Box<Completion>>,
     outcome: Option<Outcome>,
     /// For an operation that has a VM of its own, which a script worker drops a little later.
     gone: Option<Gone>,
@@ -354,7 +355,7 @@ impl Drop for CompleteOnDrop {
     fn drop(&mut self) {
         let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
         let outcome = self.outcome.take().unwrap_or_else(stopped);
-        let completion = Completion { id: self.id, outcome };
+        let completion = Box::new(Completion { id: self.id, outcome });
         let completions = self.completions.clone();
         // Nobody listens when the VM has ended meanwhile; then nobody needs the outcome.
         let still_there = self.gone.take_if(|gone| gone.try_recv() == Err(TryRecvError::Empty));
