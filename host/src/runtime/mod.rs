@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`capacity`] | whether the machine has room for it |
 //! | [`engine`] | wasmtime's settings |
 //! | [`preempt`], [`safepoint`] | what ends time slices and kills: a watcher, and where the guest can be stopped |
 //! | [`epoch`] | the ticker that does so instead, where the policy says so |
@@ -15,6 +16,7 @@
 //! | [`scheduler`] | worker threads |
 //! | [`fair_queue`] | whose VM they run next |
 
+mod capacity;
 mod clocks;
 mod engine;
 mod epoch;
@@ -30,6 +32,8 @@ mod safepoint;
 mod scheduler;
 mod state;
 mod tenant_image;
+#[cfg(test)]
+mod tests;
 mod vm;
 mod workers;
 
@@ -60,6 +64,7 @@ pub use state::Effects;
 pub use tenant_image::{SharedImage, TenantImage};
 
 use self::{
+    capacity::{Room, Shortage},
     load::LOAD_CPU,
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
@@ -93,6 +98,9 @@ pub struct Settings {
 /// Why the runtime does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The machine has no room for so many instances.
+    #[error(transparent)]
+    Capacity(#[from] Shortage),
     /// wasmtime refuses the settings, or the machine the address space.
     #[error("cannot set up the sandbox for {instances} instances; lower host.instances if the machine is small")]
     Engine {
@@ -166,6 +174,15 @@ impl Runtime {
     /// See [`StartError`].
     pub fn start(settings: &Settings, io: &tokio::runtime::Handle) -> Result<Self, StartError> {
         let instances = settings.instances;
+        let room = Room::of_this_process();
+        room.check(instances)?;
+        if let Some(most) = room.fewer_waiting(instances) {
+            tracing::warn!(
+                instances,
+                most,
+                "memory is short: so many requests that wait at once would fill it; lower host.instances"
+            );
+        }
         let refused = |source| StartError::Engine { instances, source };
         let engine = engine::build(instances, settings.preemption).map_err(refused)?;
         let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
