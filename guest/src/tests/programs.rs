@@ -14,7 +14,7 @@ mod program;
 use std::cell::{Cell, RefCell};
 
 use mlua::{Function, Table};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, wire};
 use proptest::prelude::*;
@@ -95,8 +95,8 @@ fn random_programs_come_to_an_end_and_lose_nothing() {
 /// Runs a program on a host of that seed. Gives what was wrong.
 fn try_program(program: &Program, host: u64) -> Vec<String> {
     // What a program that failed has left.
-    scheduler::close();
-    operation::set_open(false);
+    scheduler::close(ALONE);
+    operation::close(ALONE);
     hosting::begin(host);
     TURNS.set(0);
     LEFT.take();
@@ -169,7 +169,7 @@ fn run(vm: &mut Vm, source: &str, ledger: &Table) -> Vec<String> {
     load(vm, source);
     let check = |name: &str| ledger.get::<Function>(name).expect("in the ledger").call::<Vec<String>>(());
     let check = |name: &str| check(name).expect("the ledger's checks are sound");
-    let start = Start { event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
+    let start = Start { request: ALONE, event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
     let mut n_waiting = vm.start(&wire::encode(&start).expect("encodes"));
     let mut answered = false;
     loop {

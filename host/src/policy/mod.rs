@@ -75,7 +75,7 @@ pub use narrowing::Narrowing;
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};
-pub use tenant::{Allow, Mode, Tenant};
+pub use tenant::{Allow, Isolation, Mode, Tenant};
 pub use units::{shown_bytes, shown_time};
 
 use error::Errors;

@@ -19,6 +19,12 @@ pub enum Failure {
     /// All slots for VMs are taken.
     #[error("no free instance (host.instances)")]
     Capacity,
+    /// The VM that its tenant's requests share has as many as it can have.
+    #[error("the tenant's VM has {0} requests already (isolation = \"tenant\")")]
+    Crowded(u32),
+    /// The VM that it shared with another request was ended by that one.
+    #[error("ended with the tenant's VM, by another request (isolation = \"tenant\")")]
+    Lost,
     /// The VM broke: a memory error of its own, or no memory where it cannot go on without.
     #[error("killed: the sandbox trapped: {0}")]
     Trap(String),
@@ -46,7 +52,7 @@ impl Failure {
         match self {
             Self::Cpu(time) => Some(("cpu", shown_time(*time))),
             Self::Wall(time) => Some(("wall", shown_time(*time))),
-            Self::Capacity | Self::Trap(_) | Self::Internal(_) => None,
+            Self::Capacity | Self::Crowded(_) | Self::Lost | Self::Trap(_) | Self::Internal(_) => None,
         }
     }
 
@@ -56,6 +62,8 @@ impl Failure {
             Self::Cpu(_) => "cpu",
             Self::Wall(_) => "wall",
             Self::Capacity => "capacity",
+            Self::Crowded(_) => "crowded",
+            Self::Lost => "lost",
             Self::Trap(_) => "trap",
             Self::Internal(_) => "internal",
         }
