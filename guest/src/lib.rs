@@ -116,7 +116,9 @@ mod exports {
     #[unsafe(no_mangle)]
     extern "C" fn init() {
         // A panic is a trap of this instance. Its message goes to the log; there is no standard error.
-        std::panic::set_hook(Box::new(|panic| host::log(scheduler::request(), Level::Error, panic.to_string().as_bytes())));
+        std::panic::set_hook(Box::new(|panic| {
+            host::log(scheduler::request(), Level::Error, panic.to_string().as_bytes())
+        }));
         VM.set(Some(Vm::new().expect("the VM is made of fixed parts, without a memory limit")));
     }
 

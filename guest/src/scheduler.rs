@@ -62,15 +62,17 @@ pub fn open<F: Future<Output = ()> + 'static>(request: u32, first: impl FnOnce(u
 
 /// Drops a request, and the tasks of it that are left.
 pub fn close(request: u32) {
-    let left: Vec<Option<Task>> = TASKS.with_borrow_mut(|tasks| {
+    let (ids, left) = TASKS.with_borrow_mut(|tasks| {
         let ids: Vec<u32> = tasks.of_request(request).map(|(id, _)| id).collect();
-        let left = ids.into_iter().map(|id| tasks.remove(id)).collect();
+        let left: Vec<Option<Task>> = ids.iter().map(|id| tasks.remove(*id)).collect();
         tasks.requests.remove(&request);
         tasks.ended.retain(|ended| *ended != request);
-        left
+        (ids, left)
     });
     // Outside of the table: what is dropped with a task may look into it.
     drop(left);
+    // What their coroutines wait with is dropped with the garbage.
+    ids.into_iter().for_each(wait::abandon);
 }
 
 /// The requests whose last task has ended since the last call. Each is to be closed.
@@ -89,7 +91,11 @@ pub fn cancelled_unbegun(request: u32) -> Vec<u32> {
 /// The request of the task whose code runs now. 0 outside of any.
 pub fn request() -> u32 {
     // Asked for by what reports a panic, too, wherever that was.
-    TASKS.try_with(|tasks| tasks.try_borrow().ok().and_then(|tasks| tasks.current_request())).ok().flatten().unwrap_or(0)
+    TASKS
+        .try_with(|tasks| tasks.try_borrow().ok().and_then(|tasks| tasks.current_request()))
+        .ok()
+        .flatten()
+        .unwrap_or(0)
 }
 
 /// The request of a task. 0 when it has ended.
@@ -241,7 +247,9 @@ pub fn begin_detached(request: u32) {
     TASKS.with_borrow_mut(|tasks| {
         let Some(request) = tasks.requests.get_mut(&request) else { return };
         request.answered = true;
-        tasks.queue.deferred.extend(std::mem::take(&mut request.detached));
+        // Those that were cancelled meanwhile have ended.
+        let detached = std::mem::take(&mut request.detached);
+        tasks.queue.deferred.extend(detached.into_iter().filter(|id| tasks.alive.contains_key(id)));
     });
 }
 
@@ -388,11 +396,7 @@ pub async fn others_ended(number: u32) {
 }
 
 /// Runs a first task's thread, then its cleanups. For those that await it, it has ended then.
-pub async fn run_first<T>(
-    lua: &Lua,
-    id: u32,
-    body: impl Future<Output = mlua::Result<T>>,
-) -> mlua::Result<Option<T>> {
+pub async fn run_first<T>(lua: &Lua, id: u32, body: impl Future<Output = mlua::Result<T>>) -> mlua::Result<Option<T>> {
     let ended = cancel::guard(id, body).await;
     cancel::clean_up(lua, id, matches!(ended, Some(Ok(_)))).await;
     let succeeded = TASKS.with_borrow_mut(|tasks| {

@@ -341,7 +341,7 @@ impl Vm {
         scheduler::close(request);
         operation::close(request);
         #[cfg(test)]
-        crate::tests::programs::witness_end();
+        crate::tests::programs::witness_close();
         if self.outlived.remove(&request) {
             host::over(request);
         }

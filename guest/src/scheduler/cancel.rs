@@ -181,6 +181,15 @@ pub fn cancel_request(request: u32) {
     }
 }
 
+/// Whether the current task's request was cancelled.
+#[cfg(test)]
+pub fn is_of_cancelled_request() -> bool {
+    TASKS.with_borrow(|tasks| {
+        let request = tasks.current_request().and_then(|number| tasks.requests.get(&number));
+        request.is_some_and(|request| request.cancelled)
+    })
+}
+
 /// Stops what a task waits for. It wakes once the host has confirmed that.
 fn stop_waiting(id: u32) {
     operation::cancel_of(id);

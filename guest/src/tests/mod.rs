@@ -11,6 +11,7 @@ pub mod programs;
 mod requests;
 mod require;
 mod sandboxing;
+mod sharing;
 mod sites;
 mod survey;
 mod tasks;
@@ -75,7 +76,11 @@ impl Guest {
     }
 
     fn start(&mut self, event: Event) {
-        self.vm.start(&wire::encode(&Start { request: ALONE, event, random_seed: 7, limits: LIMITS }).expect("encodes"));
+        self.start_as(ALONE, event);
+    }
+
+    fn start_as(&mut self, request: u32, event: Event) {
+        self.vm.start(&wire::encode(&Start { request, event, random_seed: 7, limits: LIMITS }).expect("encodes"));
     }
 
     /// The operations submitted since the last call.

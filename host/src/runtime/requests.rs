@@ -234,7 +234,12 @@ impl Requests {
             request.awaited.values().for_each(AbortHandle::abort);
         }
         let grace = Instant::now() + STALL_GRACE;
-        tokio::time::timeout_at(grace, self.next_of(number, false)).await.ok().flatten().map(Some).ok_or(StalledForTooLong)
+        tokio::time::timeout_at(grace, self.next_of(number, false))
+            .await
+            .ok()
+            .flatten()
+            .map(Some)
+            .ok_or(StalledForTooLong)
     }
 
     async fn next_of(&mut self, number: u32, of_any: bool) -> Option<Vec<Completion>> {
@@ -398,10 +403,14 @@ mod tests {
     use neoc_abi::{Operation, event::ALONE, time};
 
     use super::*;
-    use crate::{broker::Broker, capability::{Capabilities, module::Folder}, policy::Tenant};
+    use crate::{
+        broker::Broker,
+        capability::{Capabilities, module::Folder},
+        policy::Tenant,
+    };
 
-    /// A line to the broker with nobody at its end who keeps to any limit.
-    fn effects(io: &tokio::runtime::Runtime) -> Effects {
+    /// One request, of a guest that keeps to no limit.
+    fn requests(io: &tokio::runtime::Runtime) -> Requests {
         let mut tenant = Tenant::without_grants("a", "a.luau");
         tenant.limits.pending_operations = NonZeroU32::MIN;
         tenant.limits.timers = NonZeroU32::MIN;
@@ -410,7 +419,10 @@ mod tests {
         let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));
         let caller = broker.caller(&tenant, "request".into()).expect("an account");
         let modules = Arc::new(Folder::of_script(Path::new("absent/a.luau"), None));
-        Effects::new(broker, capabilities, caller, modules, io.handle().clone())
+        let effects = Effects::new(broker, capabilities, caller, modules, io.handle().clone());
+        let mut requests = Requests::default();
+        requests.enter(ALONE, effects, ScriptLog::discard(), None);
+        requests
     }
 
     fn wait() -> Call {
@@ -418,11 +430,15 @@ mod tests {
         Call { site: None, scope: 0, narrowing: None, operation }
     }
 
+    fn io() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("builds")
+    }
+
     #[test]
     fn a_guest_that_keeps_to_no_limit_has_no_more_under_way_than_a_bound_of_the_hosts() {
-        let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("builds");
-        let mut effects = effects(&io);
-        let outcomes: Vec<_> = (0..200).map(|id| effects.submit(id, wait())).collect();
+        let io = io();
+        let mut requests = requests(&io);
+        let outcomes: Vec<_> = (0..200).map(|id| requests.submit(ALONE, id, wait())).collect();
         let refused = outcomes.iter().position(Option::is_some).expect("one is refused");
         assert_eq!(refused, 2 + SPARE_OPERATIONS);
         for outcome in &outcomes[refused..] {
@@ -430,19 +446,37 @@ mod tests {
             assert_eq!(error.limit.as_deref(), Some("pending_operations"));
         }
         // What was stopped makes room, once it is gone.
-        (0..100).for_each(|id| effects.cancel(id, true));
+        (0..100).for_each(|id| requests.cancel(ALONE, id, true));
         let gone = io.block_on(async {
             let mut gone = 0;
             while gone < 100 {
-                gone += effects.next_batch().await.expect("some are under way").len();
+                gone += requests.next_batch().await.expect("some are under way").1.len();
             }
             gone
         });
         assert_eq!(gone, 100);
-        while effects.running.len() > 38 {
-            effects.running.try_join_next();
+        while requests.by_number[&ALONE].running.len() > 38 {
+            requests.by_number.get_mut(&ALONE).expect("there").running.try_join_next();
             std::thread::yield_now();
         }
-        assert!(effects.submit(200, wait()).is_none());
+        assert!(requests.submit(ALONE, 200, wait()).is_none());
+    }
+
+    #[test]
+    fn a_number_that_nobody_has_gets_nothing() {
+        let io = io();
+        let mut requests = requests(&io);
+        let outcome = requests.submit(7, 1, wait());
+        let Some(Err(error)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        requests.finish(7, Finish::Done, 0);
+        requests.over(7);
+        requests.stall(7);
+        assert!(requests.take_changes().is_empty() && requests.log(7).is_none() && requests.n_stalls(7) == 0);
+        assert!(io.block_on(requests.next_batch()).is_none());
+        assert!(requests.submit(ALONE, 1, wait()).is_none());
+        // What another has under way cannot be stopped under a wrong number.
+        requests.cancel(7, 1, false);
+        assert_eq!(requests.by_number[&ALONE].awaited.len(), 1);
     }
 }

@@ -66,14 +66,14 @@ struct Visit {
     job: Job,
     deadline: Instant,
     place: OwnedSemaphorePermit,
-    end: oneshot::Sender<Reception>,
+    end: oneshot::Sender<Result<Ended, Setback>>,
     over: oneshot::Sender<Failure>,
 }
 
-/// What becomes of a visit.
-enum Reception {
-    /// It came to an end.
-    Ended(Result<Ended, Failure>),
+/// Why a visit comes to no end.
+enum Setback {
+    /// Its VM was ended, or there was none for it.
+    Failed(Failure),
     /// The VM was gone before the visit began: another is to be had.
     TooLate(Box<Visit>),
 }
@@ -89,7 +89,7 @@ struct Guest {
     cpu: Arc<CpuBudget>,
     detach: Option<crate::policy::detach::Grant>,
     /// Where its end goes, until it has one.
-    end: Option<oneshot::Sender<Reception>>,
+    end: Option<oneshot::Sender<Result<Ended, Setback>>>,
     /// Dropped when all its tasks have ended; told why if that is not of their own.
     over: oneshot::Sender<Failure>,
     _place: OwnedSemaphorePermit,
@@ -175,8 +175,11 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
         loop {
             let presence = resident.admit(runtime, visit);
             match ended.await {
-                Ok(Reception::Ended(result)) => return result.map(|ended| (ended, presence, is_over)),
-                Ok(Reception::TooLate(again)) => visit = again,
+                Ok(Ok(ended)) => return Ok((ended, presence, is_over)),
+                // Its time was over as well, whoever noticed first.
+                Ok(Err(Setback::Failed(Failure::Stalled))) => return Err(Failure::Wall(wall)),
+                Ok(Err(Setback::Failed(failure))) => return Err(failure),
+                Ok(Err(Setback::TooLate(again))) => visit = again,
                 Err(_) => return Err(Failure::Internal("a script worker panicked".into())),
             }
             (visit.end, ended) = oneshot::channel();
@@ -230,17 +233,17 @@ async fn live(
     while let Some(command) = commands.recv().await {
         let Command::Begin(visit) = command else { continue };
         match &failure {
-            // Nobody waits when the client has left.
-            Some(failure) => drop(visit.reply(|_| Reception::Ended(Err(failure.clone())))),
-            None => drop(visit.reply(Reception::TooLate)),
+            Some(failure) => visit.turn_away(|_| Setback::Failed(failure.clone())),
+            None => visit.turn_away(Setback::TooLate),
         }
     }
 }
 
 impl Visit {
-    fn reply(mut self: Box<Self>, reception: impl FnOnce(Box<Self>) -> Reception) -> Result<(), Reception> {
+    fn turn_away(mut self: Box<Self>, setback: impl FnOnce(Box<Self>) -> Setback) {
         let end = std::mem::replace(&mut self.end, oneshot::channel().0);
-        end.send(reception(self))
+        // Nobody waits when the client has left.
+        let _ = end.send(Err(setback(self)));
     }
 }
 
@@ -341,7 +344,7 @@ impl House {
             {
                 let ended = Ended { finish, cpu: guest.cpu.used(), n_stalls, has_detached: n_left > 0 };
                 // Nobody waits for it when the client has left.
-                let _ = end.send(Reception::Ended(Ok(ended)));
+                let _ = end.send(Ok(ended));
                 // Without a grant the broker let no task be detached. What waits all the same is cancelled with the
                 // presence of who waited for the answer.
                 if let Some(grant) = guest.detach.as_ref().filter(|_| n_left > 0) {
@@ -388,7 +391,7 @@ impl House {
             let failure = if other == number { failure.clone() } else { Failure::Lost };
             // Nobody waits when the client has left.
             let _ = match guest.end {
-                Some(end) => end.send(Reception::Ended(Err(failure))).map_err(drop),
+                Some(end) => end.send(Err(Setback::Failed(failure))).map_err(drop),
                 None => guest.over.send(failure).map_err(drop),
             };
         }

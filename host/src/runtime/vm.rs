@@ -149,7 +149,7 @@ impl Vm {
     /// A trap.
     pub async fn stack_end(&mut self) -> Result<usize> {
         let stack_end: TypedFunc<(), u32> = self.function(|exports| &exports.stack_end)?;
-        Ok(usize::try_from(stack_end.call_async(&mut self.store, ()).await?)?)
+        Ok(usize::try_from(self.enter(async |store| stack_end.call_async(store, ()).await).await?)?)
     }
 
     /// Where Luau's interrupt is, and what to write there.
@@ -159,8 +159,8 @@ impl Vm {
     pub async fn interrupt(&mut self) -> Result<Interrupt> {
         let offset: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_offset)?;
         let function: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_function)?;
-        let offset = offset.call_async(&mut self.store, ()).await?;
-        let function = function.call_async(&mut self.store, ()).await?;
+        let offset = self.enter(async |store| offset.call_async(store, ()).await).await?;
+        let function = self.enter(async |store| function.call_async(store, ()).await).await?;
         Ok(Interrupt { offset, function })
     }
 

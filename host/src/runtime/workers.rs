@@ -13,7 +13,9 @@ use neoc_abi::{
     workers::Reply,
 };
 
-use super::{Ended, Failure, Job, Runtime, meter::CpuBudget, scheduler::Share, effects::Line, tenant_image::SharedImage};
+use super::{
+    Ended, Failure, Job, Runtime, effects::Line, meter::CpuBudget, scheduler::Share, tenant_image::SharedImage,
+};
 use crate::{
     broker::workers::Permit,
     capability::workers::{Launcher, Place},
@@ -92,6 +94,8 @@ fn outcome(ended: Result<Ended, Failure>, n_instances: u32) -> Result<Reply, Ope
         Err(Failure::Wall(time)) => Err(Exceeded::new(Owner::Request, "wall", shown_time(time)).at("workers")),
         Err(Failure::Capacity) => Err(Exceeded::new(Owner::Host, "instances", n_instances).at("workers")),
         Err(failure @ Failure::Trap(_)) => Err(OperationError::new(ErrorKind::Failed, failure.to_string())),
-        Err(Failure::Internal(_) | Failure::Lost | Failure::Crowded(_)) => Err(OperationError::io("internal error")),
+        Err(Failure::Internal(_) | Failure::Stalled | Failure::Lost | Failure::Crowded(_)) => {
+            Err(OperationError::io("internal error"))
+        }
     }
 }

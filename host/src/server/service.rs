@@ -82,7 +82,12 @@ impl Service {
 
     /// Waits until no script runs, detached tasks included. No request may come any more: VMs that wait for one end.
     pub async fn idle(&self) {
-        self.generation.load().tenants.values().filter_map(|tenant| tenant.resident.as_ref()).for_each(|vm| vm.retire());
+        self.generation
+            .load()
+            .tenants
+            .values()
+            .filter_map(|tenant| tenant.resident.as_ref())
+            .for_each(|vm| vm.retire());
         self.runtime.idle().await;
     }
 
@@ -265,7 +270,7 @@ fn failed(failure: &Failure, tenant: &Tenant, id: &str) -> Answer {
         Failure::Capacity => try_again("the host is full", id),
         Failure::Crowded(_) => try_again("too many requests at once", id),
         Failure::Lost => try_again("the script was started again", id),
-        Failure::Cpu(_) | Failure::Trap(_) | Failure::Internal(_) => {
+        Failure::Cpu(_) | Failure::Stalled | Failure::Trap(_) | Failure::Internal(_) => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
         }
     }
