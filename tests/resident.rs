@@ -172,6 +172,32 @@ fn a_request_over_its_cpu_limit_ends_the_vm_and_the_next_one_has_another() {
 }
 
 #[test]
+fn a_request_whose_workers_use_up_its_cpu_time_ends_alone() {
+    let script = SCRIPT.replace(
+        "elseif what == 'spin' then",
+        "elseif what == 'work' then
+            pcall(require('std:workers').run, './spin')
+            return 'never'
+        elseif what == 'spin' then",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("main.luau"), format!("local task = require('std:task')\n{script}")).unwrap();
+    fs::write(folder.path().join("spin.luau"), "return function() while true do end end").unwrap();
+    let policy = policy("cpu = \"100 ms\"", "[tenant.TENANT.allow.workers]\n");
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    let host = Host::start(folder.path());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| host.get("/a/wait").body);
+        wait_for(&host, 1);
+        assert_eq!(host.get("/a/work").status, 500);
+        host.get("/a/open");
+        assert_eq!(waiting.join().unwrap(), "let through");
+    });
+    let log = host.stop();
+    assert!(log.contains("\"reason\":\"cpu\"") && !log.contains("the tenant's VM was ended"), "{log}");
+}
+
+#[test]
 fn a_client_that_leaves_cancels_its_own_request_and_no_other() {
     let (_folder, host) = start(SCRIPT, "", "");
     thread::scope(|scope| {

@@ -87,7 +87,8 @@ impl CpuBudget {
         used.saturating_add(nanoseconds(more)) > self.limit_nanoseconds.load(Ordering::Relaxed)
     }
 
-    fn is_exceeded(&self) -> bool {
+    /// Whether it is used up, as far as is charged.
+    pub fn is_exceeded(&self) -> bool {
         self.is_exceeded_after(Duration::ZERO)
     }
 }

@@ -4,32 +4,20 @@
 //! number is judged and charged as the request that has it; a number that nobody has gets nothing. All requests of
 //! a VM are of one tenant, so a guest that was taken over and says another's number gains nothing by it.
 
+mod request;
+
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    panic::AssertUnwindSafe,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
 
-use futures_util::FutureExt;
-use neoc_abi::{Call, Completion, ErrorKind, OperationError, Outcome, Reply, event::Finish, wire};
-use tokio::{
-    sync::{mpsc, oneshot::error::TryRecvError},
-    task::{AbortHandle, JoinSet},
-    time::Instant,
-};
+use neoc_abi::{Call, Completion, OperationError, Outcome, event::Finish, wire};
+use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
 
+use self::request::Request;
 use super::effects::Effects;
-use crate::{
-    broker::Permit,
-    capability::{self, net::Sockets, workers::Gone},
-    limits::{Exceeded, Owner},
-    script_log::ScriptLog,
-};
-
-/// Operations of one request that may be under way beyond its limits, because the host still stops them or they
-/// bound the cleanups of tasks. The guest keeps the limits; this stops a guest that was taken over.
-const SPARE_OPERATIONS: usize = 136;
+use crate::script_log::ScriptLog;
 
 /// After so many bytes of outcomes a batch is closed: the guest has it twice while it reads it, beside all that
 /// the script has. The others come in the next one.
@@ -51,29 +39,6 @@ pub struct Requests {
     handles: Arc<AtomicU32>,
     completions: mpsc::UnboundedSender<(u32, Completion)>,
     finished: mpsc::UnboundedReceiver<(u32, Completion)>,
-}
-
-/// One request in a VM. Dropping it aborts its operations.
-struct Request {
-    effects: Effects,
-    log: ScriptLog,
-    /// When the VM stands still for it no longer. Absent where the VM ends with its time.
-    deadline: Option<Instant>,
-    /// Whether that is over: it gets nothing more.
-    is_stopped: bool,
-    running: JoinSet<()>,
-    /// What it has open. Goes with it.
-    sockets: Arc<Sockets>,
-    /// The operations whose completion the guest waits for.
-    awaited: HashMap<u32, AbortHandle>,
-    /// What is to be delivered.
-    arrived: VecDeque<Completion>,
-    n_stalls: u32,
-    /// How it ended, and how many of its tasks go on.
-    end: Option<(Finish, u32)>,
-    is_over: bool,
-    /// Whether it is among those that have changed.
-    is_noted: bool,
 }
 
 /// What the guest has said about a request.
@@ -104,20 +69,7 @@ impl Default for Requests {
 impl Requests {
     /// Adds one. `deadline`: see [`StalledForTooLong`].
     pub fn enter(&mut self, number: u32, effects: Effects, log: ScriptLog, deadline: Option<Instant>) {
-        let request = Request {
-            effects,
-            log,
-            deadline,
-            is_stopped: false,
-            running: JoinSet::new(),
-            sockets: Arc::new(Sockets::numbered_by(Arc::clone(&self.handles))),
-            awaited: HashMap::new(),
-            arrived: VecDeque::new(),
-            n_stalls: 0,
-            end: None,
-            is_over: false,
-            is_noted: false,
-        };
+        let request = Request::new(effects, log, deadline, &self.handles);
         self.by_number.insert(number, Box::new(request));
     }
 
@@ -125,6 +77,14 @@ impl Requests {
     pub fn extend(&mut self, number: u32, deadline: Instant) {
         if let Some(request) = self.by_number.get_mut(&number) {
             request.deadline = Some(deadline);
+        }
+    }
+
+    /// Lets a request that is cancelled clean up.
+    pub fn begin_cleanup(&mut self, number: u32) {
+        if let Some(request) = self.by_number.get_mut(&number) {
+            request.is_stopped = false;
+            request.deadline = Some(Instant::now() + STALL_GRACE);
         }
     }
 
@@ -306,103 +266,13 @@ impl Requests {
     }
 }
 
-// === impl Request ===
-
-impl Request {
-    fn submit(
-        &mut self,
-        number: u32,
-        id: u32,
-        call: Call,
-        completions: &mpsc::UnboundedSender<(u32, Completion)>,
-    ) -> Option<Outcome> {
-        if self.is_stopped {
-            return Some(Err(OperationError::new(ErrorKind::Cancelled, "the request's time is over")));
-        }
-        // Finished tasks are kept until they are asked for.
-        while self.running.try_join_next().is_some() {}
-        let limits = self.effects.limits();
-        let most = [limits.pending_operations, limits.timers].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        if self.running.len() >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
-            let exceeded = Exceeded::new(Owner::Request, "pending_operations", limits.pending_operations);
-            return Some(Err(exceeded.into()));
-        }
-        let line = &self.effects.line;
-        let permit = match line.broker.authorize(&self.effects.caller, call) {
-            Ok(permit) => permit,
-            Err(refused) => return Some(Err(refused)),
-        };
-        let permit = match capability::perform_at_once(&self.sockets, permit) {
-            Ok(outcome) => return Some(outcome),
-            Err(permit) => permit,
-        };
-        if let Permit::Module(permit) = &permit
-            && let Some(reply) = line.modules.recall(permit)
-        {
-            return Some(Ok(Reply::Module(reply)));
-        }
-        let (capabilities, modules) = (Arc::clone(&line.capabilities), Arc::clone(&line.modules));
-        let sockets = Arc::clone(&self.sockets);
-        let (launch, gone) = self.effects.launch_for(&permit).unzip();
-        let (completions, io) = (completions.clone(), line.io.clone());
-        let completion = CompleteOnDrop { number, id, completions, outcome: None, gone, io };
-        let (broker, caller, name) = (Arc::clone(&line.broker), Arc::clone(&self.effects.caller), permit.capability());
-        let work = async move {
-            // Declared before the effect, so dropped after it: by then nothing of the effect is left.
-            let mut completion = completion;
-            let effect = capability::perform(&capabilities, &modules, &sockets, launch, permit);
-            let effect = AssertUnwindSafe(effect).catch_unwind();
-            let outcome = effect.await.unwrap_or_else(|_| {
-                tracing::error!("an operation panicked; its script gets an error");
-                Err(OperationError::io("internal error"))
-            });
-            if let Err(error) = &outcome {
-                broker.note_limit(&caller, name, error);
-            }
-            completion.outcome = Some(outcome);
-        };
-        self.awaited.insert(id, self.running.spawn_on(work, &line.io));
-        None
-    }
-}
-
-/// Says how an operation ended when nothing of it is left, be it that it was stopped.
-struct CompleteOnDrop {
-    number: u32,
-    id: u32,
-    completions: mpsc::UnboundedSender<(u32, Completion)>,
-    outcome: Option<Outcome>,
-    /// For an operation that has a VM of its own, which a script worker drops a little later.
-    gone: Option<Gone>,
-    io: tokio::runtime::Handle,
-}
-
-impl Drop for CompleteOnDrop {
-    fn drop(&mut self) {
-        let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
-        let outcome = self.outcome.take().unwrap_or_else(stopped);
-        let completion = (self.number, Completion { id: self.id, outcome });
-        let completions = self.completions.clone();
-        // Nobody listens when the VM has ended meanwhile; then nobody needs the outcome.
-        let still_there = self.gone.take_if(|gone| gone.try_recv() == Err(TryRecvError::Empty));
-        match still_there {
-            Some(gone) => drop(self.io.spawn(async move {
-                // It never sends anything.
-                let _ = gone.await;
-                let _ = completions.send(completion);
-            })),
-            None => drop(completions.send(completion)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{num::NonZeroU32, path::Path};
 
-    use neoc_abi::{Operation, event::ALONE, time};
+    use neoc_abi::{ErrorKind, Operation, event::ALONE, time};
 
-    use super::*;
+    use super::{request::SPARE_OPERATIONS, *};
     use crate::{
         broker::Broker,
         capability::{Capabilities, module::Folder},

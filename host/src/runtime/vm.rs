@@ -30,8 +30,8 @@ const SMALL_BYTES: usize = 64 * 1024;
 enum Room {
     /// It is small, or the VM is fresh.
     Given,
-    /// The guest is to say so first; without, it would come to its end.
-    AskedFor,
+    /// The guest is to say first whether it has as much as this, in bytes; without, it would come to its end.
+    AskedFor(usize),
 }
 
 fn no_room() -> Error {
@@ -215,7 +215,10 @@ impl Vm {
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start_beside(&mut self, start: &Start) -> Result<Option<u32>> {
         let function: TypedFunc<Message, u32> = self.function(|exports| &exports.start)?;
-        self.call(&function, &wire::encode(start)?, Room::AskedFor).await
+        let bytes = wire::encode(start)?;
+        // Also for what comes of a small one: beside many others there may be little left.
+        let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
+        self.call(&function, &bytes, room).await
     }
 
     /// Cancels all tasks of a request. Gives how many tasks of any wait now.
@@ -235,7 +238,7 @@ impl Vm {
     pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
         let function: TypedFunc<Message, u32> = self.function(|exports| &exports.complete)?;
         let bytes = wire::encode(&batch)?;
-        let room = if bytes.len() > SMALL_BYTES { Room::AskedFor } else { Room::Given };
+        let room = if bytes.len() > SMALL_BYTES { Room::AskedFor(bytes.len()) } else { Room::Given };
         if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
             return Ok(n_waiting);
         }
@@ -285,13 +288,13 @@ impl Vm {
     ) -> Result<Option<R>> {
         let length = u32::try_from(bytes.len())?;
         let allocate: TypedFunc<u32, u32> = self.function(|exports| &exports.allocate)?;
-        let has_room: Option<TypedFunc<u32, u32>> = match room {
-            Room::AskedFor => Some(self.function(|exports| &exports.has_room)?),
+        let has_room: Option<(TypedFunc<u32, u32>, u32)> = match room {
+            Room::AskedFor(room) => Some((self.function(|exports| &exports.has_room)?, u32::try_from(room)?)),
             Room::Given => None,
         };
         self.enter(async |store| {
-            if let Some(has_room) = has_room
-                && has_room.call_async(&mut *store, length).await? == 0
+            if let Some((has_room, room)) = has_room
+                && has_room.call_async(&mut *store, room).await? == 0
             {
                 return Ok(None);
             }
