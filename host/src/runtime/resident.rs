@@ -142,8 +142,6 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
             let presence = resident.admit(runtime, visit);
             match ended.await {
                 Ok(Ok(ended)) => return Ok((ended, presence, is_over)),
-                // Its time was over as well, whoever noticed first.
-                Ok(Err(Setback::Failed(Failure::Stalled))) => return Err(Failure::Wall(wall)),
                 Ok(Err(Setback::Failed(failure))) => return Err(failure),
                 Ok(Err(Setback::TooLate(again))) => visit = again,
                 Err(_) => return Err(Failure::Internal("a script worker panicked".into())),
@@ -151,7 +149,9 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
             (visit.end, ended) = oneshot::channel();
         }
     };
-    let visit = tokio::time::timeout_at(deadline, visit).await.map_err(|_| Failure::Wall(wall))?;
+    let visit = tokio::time::timeout_at(deadline, visit).await.ok();
+    // The VM has heard of the deadline as well, and may have been the first to act on it.
+    let visit = visit.filter(|_| Instant::now() < deadline).ok_or(Failure::Wall(wall))?;
     let (ended, mut presence, is_over) = visit?;
     if !ended.has_detached {
         presence.line = None;
