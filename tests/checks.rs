@@ -158,6 +158,49 @@ fn agree(upstream: &Upstream, mode: &str) -> (usize, usize) {
 }
 
 #[test]
+fn a_narrowing_that_makes_no_sense_is_an_error_in_the_words_of_the_require() {
+    for (arguments, expected) in [
+        ("'std:kv', { prefix = 'a:' }", None),
+        ("'vnd:hyper', { hosts = { 'https://a.example' }, paths = { BASE .. '/*' } }", None),
+        ("'vnd:hyper', { hosts = SOME }", None),
+        ("'vnd:hyper', {}", Some("require: vnd:hyper: hosts: missing")),
+        (
+            "'vnd:hyper', { hosts = { 'a.example' } }",
+            Some("require: vnd:hyper: hosts = \"a.example\": an origin starts"),
+        ),
+        (
+            "'std:fs', { path = '/data', access = 'write' }",
+            Some("require: std:fs: access = \"write\": read or read-write"),
+        ),
+        ("'std:json', {}", Some("require: std:json takes no second argument")),
+    ] {
+        let policy = format!(
+            "{HEAD}[[tenant.a.allow.http]]\nhosts = [\"https://a.example\"]\n[[tenant.a.allow.fs]]\npath = \"/data\"\n\
+             dir = \"d\"\naccess = \"read\"\n[tenant.a.allow.kv]\n"
+        );
+        let script = format!(
+            "local BASE, SOME = '/v1', {{ 'https://a.example' }}\nlocal m = require({arguments})\nreturn print"
+        );
+        let folder = folder(&[("policy.toml", &policy), ("main.luau", &script)]);
+        let got = check(folder.path(), &[]);
+        assert_eq!(got.exit, i32::from(expected.is_some()), "{arguments}: {}", got.stderr);
+        let Some(expected) = expected else { continue };
+        assert!(got.stderr.starts_with(&format!("error: {expected}")), "{arguments}: {}", got.stderr);
+        assert!(got.stderr.contains(" --> main.luau:2:19\n"), "{arguments}: {}", got.stderr);
+        // A run says the same.
+        let run = output(neoc().current_dir(folder.path()).args([
+            "run",
+            "main.luau",
+            "--policy",
+            "policy.toml",
+            "--tenant",
+            "a",
+        ]));
+        assert!(run.stderr.contains(expected), "{arguments}: {}", run.stderr);
+    }
+}
+
+#[test]
 fn a_module_that_nobody_has_is_an_error() {
     let script = "local json = require('std:jsn')\nreturn function() return json.encode(1) end";
     let got = check(folder(&[("policy.toml", HEAD), ("main.luau", script)]).path(), &[]);

@@ -206,6 +206,7 @@ fn said_of_fix(call: &str, module: Option<&str>, fix: &str) -> String {
 fn a_fix_that_allows_too_much_or_nothing_is_noticed() {
     let post =
         "[[tenant.a.allow.http]]\nhosts = [\"https://api.example.com\"]\nmethods = [\"POST\"]\npaths = [\"/v1\"]\n";
+    let near = "[[tenant.a.allow.http]]\nhosts = [\"http://10.0.0.1\"]\naddresses = [\"10.0.0.1/32\"]\nmethods = [\"GET\"]\npaths = [\"/\"]\n";
     let net = "[[tenant.a.allow.net]]\nhosts = [\"tcp://db.example.com:5432\"]\n";
     let read = "[[tenant.a.allow.fs]]\npath = \"/other\"\ndir = \"o\"\naccess = \"read\"\n";
     let write = "[[tenant.a.allow.fs]]\npath = \"/data\"\ndir = \"a\"\naccess = \"read-write\"\n";
@@ -228,6 +229,9 @@ fn a_fix_that_allows_too_much_or_nothing_is_noticed() {
         ("http POST https://api.example.com/v1", post, "hosts", "host", "makes no policy"),
         ("http POST https://api.example.com/v1", post, "tenant.a", "tenant.c", "makes no policy"),
         ("http POST https://api.example.com/v1", post, "tenant.a", "tenant.b", "does not allow it"),
+        ("http GET http://10.0.0.1/", near, "", "", ""),
+        ("http GET http://10.0.0.1/", near, "0.1/32", "0.0/31", changes),
+        ("http GET http://10.0.0.1/", near, "0.1/32", "0.0/24", changes),
         ("net tcp://db.example.com:5432", net, "", "", ""),
         ("net tcp://db.example.com:5432", net, "db.", "*.", changes),
         ("net tcp://db.example.com:5432", net, "2\"]", "2\", \"udp://db.example.com:5432\"]", changes),

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 
-use mlua::{Lua, LuaString};
+use mlua::{Lua, LuaString, Table};
 use neoc_abi::{Call, Operation, Site};
 
 use crate::stdlib::narrowing;
@@ -90,7 +90,11 @@ pub fn call(operation: Operation) -> Call {
     }
 }
 
-/// The line of the innermost function that is a script's. None: the coroutine runs a function of ours alone.
+/// Threads whose function is none of the script's, and the places where they were made: `file:line`.
+pub struct MadeAt(pub Table);
+
+/// The line of the innermost function that is a script's. Where a function of ours is all that a task or a coroutine
+/// runs, the line where that was made.
 pub fn site(lua: &Lua) -> Option<Site> {
     let frame = |level| {
         lua.inspect_stack(level, |debug| {
@@ -100,7 +104,15 @@ pub fn site(lua: &Lua) -> Option<Site> {
         })
     };
     // The first level without a frame is the end of the stack.
-    (0..MAX_LEVELS).map_while(frame).flatten().next()
+    (0..MAX_LEVELS).map_while(frame).flatten().next().or_else(|| made_at(lua))
+}
+
+/// Where the running thread was made, if its function is none of the script's.
+fn made_at(lua: &Lua) -> Option<Site> {
+    let MadeAt(places) = &*lua.app_data_ref::<MadeAt>()?;
+    let place = places.raw_get::<Option<LuaString>>(lua.current_thread()).ok()??.to_string_lossy();
+    let (module, line) = place.rsplit_once(':')?;
+    Some(Site { module: module.to_owned(), line: line.parse().ok()? })
 }
 
 /// Puts back who was there before.

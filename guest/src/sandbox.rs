@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use mlua::{Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
+use crate::caller::MadeAt;
 use crate::failure::{self, ErrorMetatable, NotEnoughMemory};
 use crate::module;
 use crate::scheduler::block::block_until_woken;
@@ -63,6 +64,7 @@ fn load_prelude(lua: &Lua) -> mlua::Result<Table> {
     raw.set("block", lua.create_function(block)?)?;
     let prelude: Table = lua.load(include_str!("prelude.luau")).set_name("=[neoc]").call(raw)?;
     lua.set_app_data(ErrorMetatable(prelude.get("error_metatable")?));
+    lua.set_app_data(MadeAt(prelude.get("made_at")?));
     lua.set_app_data(NotEnoughMemory::new(lua)?);
     Ok(prelude)
 }

@@ -10,8 +10,11 @@
 //!
 //! And for each of them the other capabilities, the other tenants, and for a module its tenant and the other modules.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use neoc::policy::{
     Machine, Policy, Reason, Refusal,
+    address::{Class, classify},
     call::{Call, FileAction, NotAllowed},
     http::parse_target,
     path::is_plain,
@@ -77,7 +80,7 @@ pub fn unchanged(
 
 fn same_capability(call: &Call, reason: Reason, is_of_module: bool) -> Vec<Call> {
     // A module's table has no addresses: they are its tenant's affair.
-    let addresses = other_addresses(call).filter(|_| !is_of_module);
+    let addresses = if is_of_module { Vec::new() } else { other_addresses(call) };
     match call {
         Call::Http { method, url, address } => {
             let new = |method: &str, url: String| Call::Http { method: method.to_owned(), url, address: *address };
@@ -124,9 +127,30 @@ fn directory(path: &str, writes: bool) -> Option<String> {
     (next.is_some() || !writes && !first.contains('.') && !first.is_empty()).then(|| format!("/{first}"))
 }
 
-/// The same, to an address that is not its own.
-fn other_addresses(call: &Call) -> impl Iterator<Item = Call> {
-    ADDRESSES.into_iter().map(|address| call.clone().at(Some(address.parse().unwrap())))
+/// The same, to addresses that are not its own: far ones, and those that differ from its own in one bit. Public ones
+/// do not count, for a rule that names a host opens all of them.
+fn other_addresses(call: &Call) -> Vec<Call> {
+    let (target, address) = match call {
+        Call::Http { url, address, .. } => (url, address),
+        Call::Net { target, address } => (target, address),
+        _ => return Vec::new(),
+    };
+    let authority = target.split("://").nth(1).unwrap_or_default();
+    let written = parse_target(&format!("http://{authority}")).ok().and_then(|url| match url.host()? {
+        url::Host::Ipv4(address) => Some(IpAddr::from(address)),
+        url::Host::Ipv6(address) => Some(IpAddr::from(address)),
+        url::Host::Domain(name) => (name == "localhost").then_some(Ipv4Addr::LOCALHOST.into()),
+    });
+    let flipped = |own: IpAddr| match own.to_canonical() {
+        IpAddr::V4(own) => {
+            (0..32).map(|bit| Ipv4Addr::from(u32::from(own) ^ (1 << bit)).into()).collect::<Vec<IpAddr>>()
+        }
+        IpAddr::V6(own) => (0..128).map(|bit| Ipv6Addr::from(u128::from(own) ^ (1 << bit)).into()).collect(),
+    };
+    let near = address.or(written).into_iter().flat_map(flipped);
+    let far = ADDRESSES.into_iter().map(|address| address.parse().unwrap());
+    let is_public = |address: &IpAddr| classify(*address) == Class::Public;
+    far.chain(near).filter(|address| !is_public(address)).map(|address| call.clone().at(Some(address))).collect()
 }
 
 /// One call of each other capability.
@@ -175,11 +199,9 @@ fn other_origins(origin: &str, schemes: &[&str]) -> Vec<String> {
             hosts.extend([format!("sub.{name}"), format!("x{name}"), format!("{name}.example")]);
             hosts.extend(name.split_once('.').map(|(_, parent)| parent.to_owned()));
         }
-        Some(url::Host::Ipv4(address)) => {
-            hosts.push(std::net::Ipv4Addr::from(u32::from(address).wrapping_add(1)).to_string())
-        }
+        Some(url::Host::Ipv4(address)) => hosts.push(Ipv4Addr::from(u32::from(address).wrapping_add(1)).to_string()),
         Some(url::Host::Ipv6(address)) => {
-            hosts.push(format!("[{}]", std::net::Ipv6Addr::from(u128::from(address).wrapping_add(1))));
+            hosts.push(format!("[{}]", Ipv6Addr::from(u128::from(address).wrapping_add(1))));
         }
         None => {}
     }

@@ -83,11 +83,7 @@ pub fn lacks(record: &Value, machine: &Machine) -> Option<&'static str> {
         return Some(absent);
     }
     let by_policy = Reason::ALL.into_iter().find(|reason| reason.as_str() == text("reason"));
-    // Where a module's function is all that a task runs, no line of the script calls it. The tests do that only where
-    // they go over limits, and to get round what a script took from itself.
-    let is_odd = by_policy.is_none_or(|reason| reason == Reason::NarrowedByScript);
-    let may_have_no_site = is_odd && record["site"].is_null();
-    if !is_place(text("site")) && !may_have_no_site {
+    if !is_place(text("site")) {
         return Some("site");
     }
     // The others are limits, and arguments that make no sense: no rule decides about them.

@@ -52,16 +52,21 @@ pub enum Reply {
 }
 
 impl Narrowing {
-    /// Whether it is small enough to be looked at with each call.
-    ///
-    /// # Errors
-    /// What there is too much of, in words for the script.
-    pub fn check_size(&self) -> Result<(), String> {
+    /// Bytes of all keys and patterns.
+    pub fn n_bytes(&self) -> usize {
         let bytes_of = |(key, given): &(String, Given)| match given {
             Given::Text(text) => key.len() + text.len(),
             Given::Texts(texts) => key.len() + texts.iter().map(String::len).sum::<usize>(),
             Given::Other => key.len(),
         };
+        self.fields.iter().map(bytes_of).sum()
+    }
+
+    /// Whether it is small enough to be looked at with each call.
+    ///
+    /// # Errors
+    /// What there is too much of, in words for the script.
+    pub fn check_size(&self) -> Result<(), String> {
         if self.fields.len() > MAX_KEYS {
             return Err(format!("at most {MAX_KEYS} keys"));
         }
@@ -69,7 +74,7 @@ impl Narrowing {
         if let Some((key, _)) = self.fields.iter().find(|(_, given)| is_long(given)) {
             return Err(format!("{key:.100}: at most {MAX_PATTERNS} patterns"));
         }
-        if self.fields.iter().map(bytes_of).sum::<usize>() > MAX_BYTES {
+        if self.n_bytes() > MAX_BYTES {
             return Err(format!("at most {MAX_BYTES} bytes in all"));
         }
         Ok(())

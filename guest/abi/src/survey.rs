@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::narrowing::Narrowing;
+
 /// Longest literal that is looked at, in bytes: that of a URL.
 pub const MAX_LITERAL_BYTES: usize = 8 * 1024;
 
@@ -60,6 +62,8 @@ pub enum What {
     Module {
         /// Such as `std:kv`.
         name: String,
+        /// What it is narrowed to. Absent: nothing, or what is computed, or the script catches it if it makes no sense.
+        narrowing: Option<Narrowing>,
     },
     /// A function of one of our modules is called.
     Call {

@@ -17,6 +17,7 @@ use futures::FutureExt;
 use mlua::Lua;
 use neoc_abi::OperationError;
 use neoc_abi::event::Module;
+use neoc_abi::narrowing::Narrowing;
 use neoc_abi::survey::{MAX_LINE_BYTES, Mention, Spot, Survey, What};
 
 use crate::{module, stdlib};
@@ -61,8 +62,8 @@ impl Surveyor<'_> {
         self.survey.is_cut |= is_cut;
         for reader::Found { span, what } in found {
             let what = match what {
-                reader::What::Require { name, is_caught } => match self.require(file, &name) {
-                    Ok(true) => What::Module { name },
+                reader::What::Require { name, narrowing, is_caught } => match self.require(file, &name) {
+                    Ok(true) => What::Module { name, narrowing: narrowing.filter(|_| !is_caught) },
                     Ok(false) => continue,
                     Err(_) if is_caught => continue,
                     Err(message) => What::Broken { message },
@@ -104,7 +105,7 @@ impl Surveyor<'_> {
     fn add(&mut self, mention: Mention) {
         let literal = match &mention.what {
             What::Broken { message } => message.len(),
-            What::Module { name } => name.len(),
+            What::Module { name, narrowing } => name.len() + narrowing.as_ref().map_or(0, Narrowing::n_bytes),
             What::Call { target, .. } => target.as_ref().map_or(0, |target| target.text.len()),
             What::Url(target) => target.text.len(),
         };

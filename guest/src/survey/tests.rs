@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use neoc_abi::narrowing::Given;
+
 use super::lexer::{self, Kind};
 use super::reader::{self, Found, What};
 
@@ -145,7 +147,17 @@ fn found(source: &str) -> Vec<String> {
         let piece = source[span].replace('\n', " ");
         let target = |target: neoc_abi::survey::Target| target.text + if target.is_whole { "" } else { "…" };
         match what {
-            What::Require { name, is_caught } => format!("require {name}{}", if is_caught { " caught" } else { "" }),
+            What::Require { name, narrowing, is_caught } => {
+                let fields = narrowing.map(|narrowing| {
+                    narrowing.fields.into_iter().map(|(key, given)| match given {
+                        Given::Text(text) => format!(" {key}={text}"),
+                        Given::Texts(texts) => format!(" {key}={texts:?}"),
+                        Given::Other => format!(" {key}"),
+                    })
+                });
+                let fields: String = fields.into_iter().flatten().collect();
+                format!("require {name}{fields}{}", if is_caught { " caught" } else { "" })
+            }
             What::Call { module, function, target: of, method } => {
                 let of = of.map_or_else(|| "?".to_owned(), target);
                 format!("{piece}: {module} {function} {} {of}", method.unwrap_or_else(|| "-".to_owned()))
@@ -171,7 +183,25 @@ fn what_is_required_is_found() {
         ("f(require, './a')", &[]),
         ("local load = require local a = load('./a')", &["require ./a"]),
         ("local function require(x) end require('./a')", &[]),
-        // The patterns of a narrowing are no calls.
+        // What a module is narrowed to, where all of it is spelled out.
+        (
+            "local A = 'https://a.example' require('vnd:hyper', { paths = { '/a'; '/b', }, hosts = { A .. ':1' } })
+             require('std:fs', { path = '/data', access = 'read', }) require('std:kv', {}) require('std:kv', { prefix = p })
+             require('std:kv', { prefix = 'a' }, 1) require('std:kv', { prefix = 'a', prefix = 'b' })
+             require('std:kv', { prefix = 'a' .. b }) require('std:kv', { ['prefix'] = 'a' }) require('std:kv', t)",
+            &[
+                "require vnd:hyper hosts=[\"https://a.example:1\"] paths=[\"/a\", \"/b\"]",
+                "require std:fs access=read path=/data",
+                "require std:kv",
+                "require std:kv",
+                "require std:kv",
+                "require std:kv",
+                "require std:kv",
+                "require std:kv",
+                "require std:kv",
+            ],
+        ),
+        // Its patterns are no calls.
         (
             "local hosts = { 'https://b.example/' } local kv = require('std:kv', { prefix = f(')') }) kv.get('x')
              local ok, hyper = pcall(require, 'vnd:hyper', { hosts = { 'https://a.example' }, paths = { '/a' } })
@@ -212,7 +242,11 @@ fn a_call_is_found_by_the_names_that_lead_to_it() {
         ("require('vnd:hyper').get('x')", &["'x': vnd:hyper get GET x"]),
         (
             "local h = require('vnd:hyper', { hosts = { 'https://a.example/' } }) h.get('x') require('vnd:hyper', n).post('y')",
-            &["'x': vnd:hyper get GET x", "'y': vnd:hyper post POST y"],
+            &[
+                "require vnd:hyper hosts=[\"https://a.example/\"]",
+                "'x': vnd:hyper get GET x",
+                "'y': vnd:hyper post POST y",
+            ],
         ),
         (
             "pcall(hyper.get, 'x') task.spawn(hyper.post, 'y', 'b')",

@@ -93,3 +93,62 @@ fn a_call_where_luau_cannot_yield_has_its_line() {
 fn a_call_through_pcall_has_the_line_of_the_script() {
     check_sites("local kv = require('vnd:hyper')\nlocal ok = pcall(kv.get, 'https://a/')", &["main.luau:2"]);
 }
+
+#[test]
+fn a_task_of_a_function_of_ours_calls_from_where_it_was_made() {
+    check_sites(
+        "local hyper, task = require('vnd:hyper'), require('std:task')
+         task.spawn(hyper.get, 'https://a/')
+         task.spawn(pcall, hyper.get, 'https://b/')
+         task.spawn(function()
+             task.wait(1)
+             task.spawn(task.spawn, hyper.get, 'https://c/')
+         end)
+         task.defer(hyper.get, 'https://d/')
+         task.delay(1, hyper.get, 'https://e/')
+         task.spawn(task.delay, 1, hyper.get_all, { 'https://f/', 'https://g/' })
+         hyper.get('https://h/')",
+        &[
+            "main.luau:2",
+            "main.luau:3",
+            "main.luau:11",
+            "main.luau:8",
+            "main.luau:6",
+            "main.luau:9",
+            "main.luau:10",
+            "main.luau:10",
+        ],
+    );
+}
+
+#[test]
+fn an_error_of_a_task_of_a_function_of_ours_names_where_it_was_made() {
+    let mut guest = Guest::run(
+        "local task = require('std:task')
+         local t = task.spawn(require('vnd:hyper').get, {})
+         local ok, err = pcall(task.await, t)
+         print(err.site)",
+    );
+    assert_eq!(guest.printed(), "main.luau:2");
+}
+
+#[test]
+fn a_coroutine_of_a_function_of_ours_calls_from_where_it_was_made() {
+    check_sites(
+        "local hyper, task = require('vnd:hyper'), require('std:task')
+         coroutine.wrap(hyper.get)('https://a/')
+         local co = coroutine.create(pcall)
+         coroutine.resume(co, hyper.get, 'https://b/')
+         task.spawn(coroutine.wrap(hyper.get), 'https://c/')
+         coroutine.wrap(coroutine.wrap(hyper.get))('https://d/')
+         task.spawn(function()
+             coroutine.wrap(function()
+                 coroutine.wrap(hyper.get)('https://e/')
+             end)()
+         end)
+         coroutine.wrap(function(get)
+             get('https://f/')
+         end)(hyper.get)",
+        &["main.luau:2", "main.luau:3", "main.luau:5", "main.luau:6", "main.luau:9", "main.luau:13"],
+    );
+}

@@ -21,7 +21,8 @@ fn shown(files: &[(&str, &str)], source: &str) -> (u32, Vec<String>) {
     let show = |Mention { spot, what }| {
         let what = match what {
             What::Broken { message } => message,
-            What::Module { name } => name,
+            What::Module { name, narrowing: None } => name,
+            What::Module { name, narrowing: Some(narrowing) } => format!("{name} {:?}", narrowing.fields),
             What::Call { module, function, target, .. } => {
                 format!("{module} {function} {}", target.map_or_else(|| "?".to_owned(), |target| target.text))
             }

@@ -84,10 +84,7 @@ impl Remedy {
             Self::Http { origin, method, path, addresses, addresses_are_known: _ } => {
                 let mut text = format!("[[tenant.{tenant}.allow.http]]\nhosts = [{}]\n", quoted(origin));
                 text.push_str(&addresses_line(addresses));
-                text.push_str(&format!("methods = [{}]\n", quoted(method)));
-                if let Some(path) = path {
-                    text.push_str(&format!("paths = [{}]\n", quoted(path)));
-                }
+                text.push_str(&format!("methods = [{}]\n{}", quoted(method), paths_line(path.as_deref())));
                 text
             }
             Self::Net { endpoint, addresses, addresses_are_known: _ } => {
@@ -119,8 +116,8 @@ impl Remedy {
     fn for_module(&self, allow: &str) -> String {
         match self {
             Self::Http { origin, method, path, .. } => {
-                let path = path.as_ref().map(|path| format!("paths = [{}]\n", quoted(path))).unwrap_or_default();
-                format!("[[{allow}.http]]\nhosts = [{}]\nmethods = [{}]\n{path}", quoted(origin), quoted(method))
+                let paths = paths_line(path.as_deref());
+                format!("[[{allow}.http]]\nhosts = [{}]\nmethods = [{}]\n{paths}", quoted(origin), quoted(method))
             }
             Self::Net { endpoint, .. } => format!("[[{allow}.net]]\nhosts = [{}]\n", quoted(endpoint)),
             Self::Fs { path, access, .. } => {
@@ -132,6 +129,15 @@ impl Remedy {
             Self::Secret { name, .. } => format!("[{allow}.secret.{name}]\n"),
             Self::Module { remedy, .. } => remedy.for_module(allow),
         }
+    }
+}
+
+/// Says so where it allows more than the path that was asked for: a script could ask for such a path on purpose.
+fn paths_line(path: Option<&str>) -> String {
+    match path {
+        None => "# every path is allowed\n".to_owned(),
+        Some(path) if path.ends_with("/*") => format!("# every path below is allowed\npaths = [{}]\n", quoted(path)),
+        Some(path) => format!("paths = [{}]\n", quoted(path)),
     }
 }
 

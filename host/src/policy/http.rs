@@ -837,7 +837,7 @@ mod tests {
         let tenant = super::super::Tenant::without_grants("acme", "main.luau");
         let refusal = decide_start(&Rules::default(), &Machine::default(), any, &url("https://a.example/v1/"))
             .expect_err("no rules");
-        let fix = "[[tenant.acme.allow.http]]\nhosts = [\"https://a.example\"]\nmethods = [\"GET\"]\n";
+        let fix = "[[tenant.acme.allow.http]]\nhosts = [\"https://a.example\"]\nmethods = [\"GET\"]\n# every path is allowed\n";
         assert_eq!(refusal.with_fix(&tenant).fix.as_deref(), Some(fix));
     }
 

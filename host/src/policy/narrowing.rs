@@ -136,8 +136,8 @@ fn as_in_a_file(written: &Written) -> (DeTable<'_>, String) {
 /// An error in the words for a file, with the lists of Luau.
 fn in_luau(error: &PolicyError) -> String {
     let PolicyError { place: _, column: _, snippet: _, key, value, rule, help } = error;
-    // Lists are counted in another way there, and the value tells which it is.
-    let mut words = key.split('[').next().unwrap_or_default().to_owned();
+    // Lists are counted in another way there, and the value tells which it is. A key that is none may be long.
+    let mut words = format!("{:.100}", key.split('[').next().unwrap_or_default());
     if let Some(value) = value {
         words.push_str(&format!(" = {value}"));
     }
@@ -249,6 +249,12 @@ mod tests {
             ),
             ("kv", vec![("prefix", texts(&["a"]))], "prefix: a string; write for example \"cache:\""),
             ("detach", vec![("hosts", texts(&["a"]))], "it cannot be narrowed"),
+            (
+                "kv",
+                vec![(&long[..8000], text("a"))],
+                &format!("{}: unknown key; the keys here are prefix", &long[..100]),
+            ),
+            ("kv", vec![("a\nb", text("a"))], "\"a\\nb\": unknown key; the keys here are prefix"),
             ("kv", vec![("prefix", text(&long))], "at most 8192 bytes in all"),
             ("http", vec![("hosts", texts(&["https://a.example"; 17]))], "hosts: at most 16 patterns"),
             ("http", vec![("x", Given::Other); 9], "at most 8 keys"),
@@ -311,5 +317,63 @@ mod tests {
             assert_eq!(left_out(&kv, Asked::Kv(key)).as_deref(), expected, "{key:?}");
         }
         assert_eq!(left_out(&kv, Asked::Fs("/data", false)).as_deref(), Some("module"));
+    }
+
+    #[test]
+    fn whatever_a_guest_sends_is_a_narrowing_or_an_error() {
+        let pieces = [
+            "",
+            "hosts",
+            "methods",
+            "path",
+            "access",
+            "prefix",
+            "https://a.example",
+            "tcp://a:1",
+            "/v1/*",
+            "/data",
+            "read",
+            "GET",
+            "é\u{0}\n\"",
+            "[",
+            "]",
+            "{",
+            "*",
+            "\u{10ffff}",
+        ];
+        // Of xorshift64; the same every time.
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).expect("31 bits") % below
+        };
+        let (mut n_good, mut n_bad) = (0, 0);
+        for _ in 0..20_000 {
+            let (capability, mut fields) = match random(5) {
+                0 => ("http", vec![("hosts".to_owned(), texts(&["https://a.example"]))]),
+                1 => ("net", vec![("hosts".to_owned(), texts(&["tcp://a.example:1"]))]),
+                2 => ("fs", vec![("access".to_owned(), text("read")), ("path".to_owned(), text("/data"))]),
+                3 => ("kv", vec![("prefix".to_owned(), text("a"))]),
+                _ => ("detach", vec![]),
+            };
+            fields.extend((0..random(4)).map(|_| {
+                let given = match random(4) {
+                    0 | 1 => Given::Texts((0..random(3)).map(|_| pieces[random(pieces.len())].to_owned()).collect()),
+                    2 => text(pieces[random(pieces.len())]),
+                    _ => Given::Other,
+                };
+                (pieces[random(pieces.len())].to_owned(), given)
+            }));
+            match Narrowing::parse(capability, &Written { fields }) {
+                Ok(_) => n_good += 1,
+                Err(message) => {
+                    assert!(!message.is_empty() && !message.contains('\n'), "{message:?}");
+                    n_bad += 1;
+                }
+            }
+        }
+        assert!(n_good > 1000 && n_bad > 10_000, "{n_good} good, {n_bad} bad: it shows nothing");
     }
 }

@@ -15,13 +15,15 @@
 //! | [`imports`] | what the guest may call |
 //! | [`workers`] | further VMs for a request that has one |
 //! | [`resident`] | the one VM of a tenant whose requests share it |
-//! | [`scheduler`] | worker threads and the fair queue of runnable VMs |
+//! | [`scheduler`] | worker threads |
+//! | [`fair_queue`] | whose VM they run next |
 
 mod clocks;
 mod effects;
 mod engine;
 mod epoch;
 mod failure;
+mod fair_queue;
 mod image;
 mod imports;
 mod limiter;
@@ -56,11 +58,11 @@ use wasmtime::Linker;
 pub use effects::Effects;
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
+pub use fair_queue::Share;
 pub use image::{GUEST, ImageError};
 pub use load::{LoadError, Source};
 pub use meter::CpuBudget;
 pub use resident::Resident;
-pub use scheduler::Share;
 pub use tenant_image::{SharedImage, TenantImage};
 
 use self::{

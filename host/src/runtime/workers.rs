@@ -14,7 +14,7 @@ use neoc_abi::{
 };
 
 use super::{
-    Ended, Failure, Job, Runtime, effects::Line, meter::CpuBudget, scheduler::Share, tenant_image::SharedImage,
+    Ended, Failure, Job, Runtime, effects::Line, fair_queue::Share, meter::CpuBudget, tenant_image::SharedImage,
 };
 use crate::{
     broker::workers::Permit,

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::ops::Range;
 
+use neoc_abi::narrowing::Narrowing;
 use neoc_abi::survey::Target;
 
 use super::{FOUND_BYTES, Layer, MAX_BYTES, Meaning, Reader, Text, What};
@@ -22,10 +23,10 @@ impl Reader<'_> {
         let is_passed_on = self.passed_to(at).is_some_and(|by| by == b"pcall") && self.sign(at + 1) == b",";
         if matches!(meaning, Meaning::Require) {
             if let Some((place, name, next)) = self.required(at + 1) {
-                self.add_require(place, name, false);
+                self.add_require(place, name, self.narrowing(place), false);
                 self.use_patterns(place..next);
             } else if is_passed_on && let Some((name, next)) = self.literal(at + 2) {
-                self.add_require(at + 2, name, true);
+                self.add_require(at + 2, name, None, true);
                 self.use_patterns(next..self.behind_arguments(next).unwrap_or(next));
             }
         }
@@ -43,8 +44,13 @@ impl Reader<'_> {
 
     /// What a table is narrowed to: its URLs are patterns, and nothing is called there.
     fn use_patterns(&mut self, arguments: Range<usize>) {
-        let tokens = self.tokens.get(arguments).unwrap_or_default();
-        self.used.extend(tokens.iter().filter(|token| token.kind == Kind::Text).map(|token| token.start));
+        for at in arguments {
+            match (self.tokens.get(at), self.name(at).and_then(|name| self.meanings.get(name))) {
+                (_, Some(Meaning::Text(text))) => self.used.extend(&text.tokens),
+                (Some(token), _) if token.kind == Kind::Text => drop(self.used.insert(token.start)),
+                _ => {}
+            }
+        }
     }
 
     /// The function whose first argument begins there.
@@ -52,10 +58,10 @@ impl Reader<'_> {
         self.name(at.checked_sub(2)?).filter(|_| self.sign_before(at) == b"(")
     }
 
-    fn add_require(&mut self, place: usize, name: String, is_caught: bool) {
+    fn add_require(&mut self, place: usize, name: String, narrowing: Option<Narrowing>, is_caught: bool) {
         let Some(token) = self.tokens.get(place).copied() else { return };
-        let n_bytes = name.len();
-        self.record(token.start, Layer::Require, token.end, What::Require { name, is_caught }, n_bytes);
+        let n_bytes = name.len() + narrowing.as_ref().map_or(0, Narrowing::n_bytes);
+        self.record(token.start, Layer::Require, token.end, What::Require { name, narrowing, is_caught }, n_bytes);
     }
 
     /// Keeps something that was found, while there is room.
@@ -82,7 +88,7 @@ impl Reader<'_> {
         // What starts a worker has the name of a module.
         let known = self.argument(argument).filter(|(text, _)| text.target.is_whole);
         if let Some((text, _)) = known.as_ref().filter(|_| module == "std:workers") {
-            self.add_require(argument, text.target.text.clone(), false);
+            self.add_require(argument, text.target.text.clone(), None, false);
         }
         match known {
             Some((text, next)) => self.add(argument..next, Some(text), module, function, None),

@@ -25,6 +25,7 @@ mod values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use neoc_abi::narrowing::Narrowing;
 use neoc_abi::survey::Target;
 
 use super::lexer::{self, Kind, Token};
@@ -57,6 +58,8 @@ pub enum What {
     Require {
         /// As written.
         name: String,
+        /// What is beside the name, if that is spelled out whole.
+        narrowing: Option<Narrowing>,
         /// Whether the script catches it when the module is not there.
         is_caught: bool,
     },

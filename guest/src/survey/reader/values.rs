@@ -1,5 +1,6 @@
 //! What an expression means, as far as its tokens tell.
 
+use neoc_abi::narrowing::{Given, MAX_PATTERNS, Narrowing};
 use neoc_abi::survey::MAX_LITERAL_BYTES;
 
 use super::{MAX_OPERANDS, Meaning, Reader, Text};
@@ -56,6 +57,54 @@ impl Reader<'_> {
         match self.sign(next) {
             b")" => Some((place, text, next + 1)),
             b"," => Some((place, text, self.behind_arguments(next)?)),
+            _ => None,
+        }
+    }
+
+    /// `, { hosts = { "…" }, access = "read" })` behind the name at `place`, if all of it is known and there is not too
+    /// much of it.
+    pub(super) fn narrowing(&self, place: usize) -> Option<Narrowing> {
+        let (_, mut at) = self.text(place)?;
+        let mut narrowing = Narrowing::default();
+        let is_table = self.sign(at) == b"," && self.sign(at + 1) == b"{";
+        at = is_table.then_some(at + 2)?;
+        while self.sign(at) != b"}" {
+            let key = String::from_utf8_lossy(self.name(at)?).into_owned();
+            let (given, next) = self.given(at + 2).filter(|_| self.sign(at + 1) == b"=")?;
+            let is_known = narrowing.fields.iter().any(|(known, _)| *known == key);
+            narrowing.fields.push((key, given));
+            at = self.behind_separator(next)?;
+            if is_known || narrowing.check_size().is_err() {
+                return None;
+            }
+        }
+        narrowing.fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        (self.sign(at + 1) == b")").then_some(narrowing)
+    }
+
+    /// A text, or a list of some.
+    fn given(&self, at: usize) -> Option<(Given, usize)> {
+        let whole = |at| match self.value(at)? {
+            (Meaning::Text(text), next) if text.target.is_whole => Some((text.target.text, next)),
+            _ => None,
+        };
+        if self.sign(at) != b"{" {
+            return whole(at).map(|(text, next)| (Given::Text(text), next));
+        }
+        let (mut texts, mut at) = (Vec::new(), at + 1);
+        while self.sign(at) != b"}" {
+            let (text, next) = whole(at)?;
+            texts.push(text);
+            at = self.behind_separator(next).filter(|_| texts.len() <= MAX_PATTERNS)?;
+        }
+        Some((Given::Texts(texts), at + 1))
+    }
+
+    /// The place of the next field of a table, or of its end.
+    fn behind_separator(&self, at: usize) -> Option<usize> {
+        match self.sign(at) {
+            b"," | b";" => Some(at + 1),
+            b"}" => Some(at),
             _ => None,
         }
     }

@@ -2,12 +2,18 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use neoc_abi::survey::{Mention, Spot, Survey, Target, What};
+use neoc_abi::{
+    narrowing::{Narrowing, Operation as Question},
+    survey::{Mention, Spot, Survey, Target, What},
+};
 
-use crate::policy::{
-    Machine, Mode, Module, Reason, Refusal, Snippet, Tenant,
-    call::{Call, FileAction, NotAllowed, judge_url},
-    detach, fs, http, kv, net, secret, workers,
+use crate::{
+    broker,
+    policy::{
+        Machine, Mode, Module, Reason, Refusal, Snippet, Tenant,
+        call::{Call, FileAction, NotAllowed, judge_url},
+        detach, fs, http, kv, net, secret, workers,
+    },
 };
 
 /// Where a call goes that stands for others.
@@ -48,14 +54,11 @@ pub fn judge(tenant: &Tenant, machine: &Machine, survey: Survey) -> Vec<Finding>
         survey.mentions.iter().filter_map(|mention| not_granted(tenant, machine, &mention.what)).collect();
     let findings = survey.mentions.iter().filter_map(|Mention { spot, what }| {
         let finding = match what {
-            What::Broken { message } => Finding {
-                spot: spot.clone(),
-                severity: Severity::Error,
-                title: message.clone(),
-                note: Some(format!("tenant.{}", tenant.name)),
-                help: None,
-            },
-            What::Module { name } => {
+            What::Broken { message } => broken(tenant, spot, message.clone()),
+            What::Module { name, narrowing } => {
+                if let Some(message) = narrowing.as_ref().and_then(|narrowing| wrong(name, narrowing)) {
+                    return Some(broken(tenant, spot, message));
+                }
                 let refusal =
                     refuse_module(tenant, machine, name).filter(|refusal| !refused.contains(refusal.capability))?;
                 let title = format!("{name} is required, and the policy grants no {}", refusal.capability);
@@ -86,9 +89,20 @@ pub fn judge(tenant: &Tenant, machine: &Machine, survey: Survey) -> Vec<Finding>
     findings.collect()
 }
 
+fn broken(tenant: &Tenant, spot: &Spot, title: String) -> Finding {
+    let note = Some(format!("tenant.{}", tenant.name));
+    Finding { spot: spot.clone(), severity: Severity::Error, title, note, help: None }
+}
+
+/// What is wrong with what a module is narrowed to, as the run would say it.
+fn wrong(module: &str, narrowing: &Narrowing) -> Option<String> {
+    let question = Question::Check { module: module.to_owned(), narrowing: narrowing.clone() };
+    broker::narrowing::check(&question).err().map(|error| error.message)
+}
+
 fn module(what: &What) -> Option<&str> {
     match what {
-        What::Module { name } => Some(name),
+        What::Module { name, narrowing: _ } => Some(name),
         _ => None,
     }
 }

@@ -65,7 +65,9 @@ pub fn main(arguments: &Arguments) -> cli::Result {
         Err(NotAllowed::Refused(refusal)) => {
             println!("refused: {}", refusal.operator_detail());
             match refusal.operator_fix() {
-                Some(fix) => println!("this, at the end of the policy, allows it:\n\n{}", fix.trim_end()),
+                Some(fix) => {
+                    println!("this, at the end of the file that has the tenant, allows it:\n\n{}", fix.trim_end())
+                }
                 None => println!("no rule can allow it"),
             }
             Ok(ExitCode::FAILURE)

@@ -204,7 +204,7 @@ impl TableToml for LimitsToml {
             form: Form::Count { least: 1, most: limits::MAX_WEIGHT as i64 },
             default: "1",
             example: "1",
-            doc: "Share of the script workers beside other tenants': so many time slices in each turn.",
+            doc: "Share of the script workers' time, where several tenants want all of it: twice the weight, twice the time.",
         },
     ];
 }

@@ -164,6 +164,22 @@ fn a_fix_allows_its_call_and_no_neighbour_of_it() {
 }
 
 #[test]
+fn a_fix_says_where_it_allows_more_paths_than_the_one_that_was_asked_for() {
+    let fix =
+        |url| refused(STRICT, "zoe", &http_call("GET", url)).and_then(|refusal| refusal.fix).expect("it has a fix");
+    for (url, expected) in [
+        ("https://a.example/v1", "paths = [\"/v1\"]\n"),
+        ("https://a.example/v1/*", "# every path below is allowed\npaths = [\"/v1/*\"]\n"),
+        ("https://a.example/*", "# every path below is allowed\npaths = [\"/*\"]\n"),
+        ("https://a.example/*/x", "# every path is allowed\n"),
+        ("https://a.example/v1//x", "# every path is allowed\n"),
+    ] {
+        let fix = fix(url);
+        assert_eq!(fix.split_once("methods = [\"GET\"]\n").map(|(_, paths)| paths), Some(expected), "{url}");
+    }
+}
+
+#[test]
 fn a_fix_that_tells_a_resolved_address_is_the_operators() {
     let ask = http_connection("https://db.internal/", "10.0.0.5");
     let refusal = refused(STRICT, "acme", &ask).expect("private");
