@@ -22,6 +22,7 @@
 //! | [`programs`] | random programs end, and leave the host whole |
 //! | [`report`] | report mode, and what is made of its records: suggest, diff, explain |
 //! | [`reload`] | a policy replaced while the host runs: all of it or nothing, and no request lost |
+//! | [`resident`] | one VM for all requests of a tenant: what they share, and what stays each one's own |
 //! | [`secrets`] | what a script may use and not read: where it goes, and that nothing shows it |
 //! | [`tasks`] | what cancelling frees, detached tasks, what stays flat |
 //! | [`workers`] | further VMs of a request: at once, on one budget, gone with it |
@@ -49,6 +50,7 @@ mod preemption;
 mod programs;
 mod reload;
 mod report;
+mod resident;
 mod secrets;
 mod support;
 mod tasks;

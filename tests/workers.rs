@@ -449,6 +449,7 @@ impl Sandbox {
         Job {
             share,
             image: Arc::new(image),
+            resident: None,
             event: Event::Request(request),
             memory_bytes,
             cpu: Arc::clone(cpu),

@@ -1,4 +1,4 @@
-//! The imports: the only ways out of the guest, besides the WASI floor.
+//! The imports: the only ways out of the guest, besides the WASI floor. Each says for which request it is.
 //!
 //! Natively, where only the tests run, a double takes their place and keeps what it was told.
 
@@ -10,28 +10,28 @@ use neoc_abi::{Call, Completion, OperationError, Outcome, wire};
 pub use double as imports;
 
 /// Asks the host for an effect. `None`: a completion with this `id` comes later.
-pub fn submit(id: u32, call: &Call) -> Option<Outcome> {
+pub fn submit(request: u32, id: u32, call: &Call) -> Option<Outcome> {
     let Ok(bytes) = wire::encode(call) else {
         return Some(Err(OperationError::invalid("the operation cannot be written")));
     };
-    let reply = imports::submit(id, &bytes)?;
+    let reply = imports::submit(request, id, &bytes)?;
     Some(wire::decode(&reply).unwrap_or_else(|_| Err(OperationError::io("the host's reply cannot be read"))))
 }
 
 /// Has the host stop an operation. If it is to confirm, a completion comes once nothing of it is left.
-pub fn cancel(id: u32, confirm: bool) {
-    imports::cancel(id, u32::from(confirm));
+pub fn cancel(request: u32, id: u32, confirm: bool) {
+    imports::cancel(request, id, u32::from(confirm));
 }
 
-/// Stands still until operations have finished, and gives them.
-pub fn wait() -> Vec<Completion> {
+/// Stands still until operations have finished, of this request, or of any, and gives them.
+pub fn wait(request: u32, of_any: bool) -> Vec<Completion> {
     // The host and the guest are built together: bytes that cannot be read are nobody's completions.
-    wire::decode(&imports::wait()).unwrap_or_default()
+    wire::decode(&imports::wait(request, u32::from(of_any))).unwrap_or_default()
 }
 
 /// Tells the host where this VM is about to stand still, because Luau cannot yield there.
-pub fn stall(place: &str) {
-    imports::stall(place.as_bytes());
+pub fn stall(request: u32, place: &str) {
+    imports::stall(request, place.as_bytes());
 }
 
 /// Gives the thread back until the host lets this VM go on. The VM ends here if its time is used up.
@@ -40,17 +40,24 @@ pub fn pause() {
     imports::pause();
 }
 
-/// Ends a load or a start.
-pub fn finish(finish: &Finish) {
-    imports::finish(&wire::encode(finish).expect("the contract's types always have a postcard form"));
+/// Ends a load or a start, of which so many tasks go on.
+pub fn finish(request: u32, n_left: usize, finish: &Finish) {
+    let bytes = wire::encode(finish).expect("the contract's types always have a postcard form");
+    imports::finish(request, u32::try_from(n_left).unwrap_or(u32::MAX), &bytes);
+}
+
+/// Says that the tasks that went on after a start's end have ended.
+pub fn over(request: u32) {
+    imports::over(request);
 }
 
 /// Hands over a line of the script's output. Longer ones are cut.
-pub fn log(level: Level, text: &[u8]) {
+pub fn log(request: u32, level: Level, text: &[u8]) {
     // A cut inside a character is repaired by the lossy conversion, a longer text by the second cut.
     let mut text = String::from_utf8_lossy(&text[..text.len().min(MAX_LINE_BYTES)]).into_owned();
     neoc_abi::error::truncate_at_char(&mut text, MAX_LINE_BYTES);
-    imports::log(&wire::encode(&Record { level, text }).expect("the contract's types always have a postcard form"));
+    let bytes = wire::encode(&Record { level, text }).expect("the contract's types always have a postcard form");
+    imports::log(request, &bytes);
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -60,27 +67,28 @@ mod imports {
     mod raw {
         #[link(wasm_import_module = "neoc")]
         unsafe extern "C" {
-            pub fn submit(id: u32, pointer: *const u8, length: usize) -> i32;
+            pub fn submit(request: u32, id: u32, pointer: *const u8, length: usize) -> i32;
             pub fn receive(pointer: *mut u8);
-            pub safe fn cancel(id: u32, confirm: u32);
-            pub safe fn wait() -> usize;
-            pub fn stall(pointer: *const u8, length: usize);
+            pub safe fn cancel(request: u32, id: u32, confirm: u32);
+            pub safe fn wait(request: u32, of_any: u32) -> usize;
+            pub fn stall(request: u32, pointer: *const u8, length: usize);
             pub safe fn pause();
-            pub fn finish(pointer: *const u8, length: usize);
-            pub fn log(pointer: *const u8, length: usize);
+            pub fn finish(request: u32, n_left: u32, pointer: *const u8, length: usize);
+            pub safe fn over(request: u32);
+            pub fn log(request: u32, pointer: *const u8, length: usize);
         }
     }
 
-    pub use raw::{cancel, pause};
+    pub use raw::{cancel, over, pause};
 
-    pub fn submit(id: u32, operation: &[u8]) -> Option<Vec<u8>> {
+    pub fn submit(request: u32, id: u32, operation: &[u8]) -> Option<Vec<u8>> {
         // SAFETY: the host reads exactly this slice, before it returns.
-        let length = unsafe { raw::submit(id, operation.as_ptr(), operation.len()) };
+        let length = unsafe { raw::submit(request, id, operation.as_ptr(), operation.len()) };
         Some(receive(usize::try_from(length).ok()?))
     }
 
-    pub fn wait() -> Vec<u8> {
-        receive(raw::wait())
+    pub fn wait(request: u32, of_any: u32) -> Vec<u8> {
+        receive(raw::wait(request, of_any))
     }
 
     /// Takes what the host has announced.
@@ -91,19 +99,19 @@ mod imports {
         bytes
     }
 
-    pub fn stall(place: &[u8]) {
+    pub fn stall(request: u32, place: &[u8]) {
         // SAFETY: the host reads exactly this slice, before it returns.
-        unsafe { raw::stall(place.as_ptr(), place.len()) }
+        unsafe { raw::stall(request, place.as_ptr(), place.len()) }
     }
 
-    pub fn finish(bytes: &[u8]) {
+    pub fn finish(request: u32, n_left: u32, bytes: &[u8]) {
         // SAFETY: the host reads exactly this slice, before it returns.
-        unsafe { raw::finish(bytes.as_ptr(), bytes.len()) }
+        unsafe { raw::finish(request, n_left, bytes.as_ptr(), bytes.len()) }
     }
 
-    pub fn log(bytes: &[u8]) {
+    pub fn log(request: u32, bytes: &[u8]) {
         // SAFETY: the host reads exactly this slice, before it returns.
-        unsafe { raw::log(bytes.as_ptr(), bytes.len()) }
+        unsafe { raw::log(request, bytes.as_ptr(), bytes.len()) }
     }
 }
 
@@ -129,6 +137,12 @@ pub mod double {
         pub finished: Vec<Vec<u8>>,
         /// By `log`.
         pub logged: Vec<Vec<u8>>,
+        /// For which request each of those calls was, by the name of the import.
+        pub requests: Vec<(&'static str, u32)>,
+        /// How many tasks went on at each `finish`.
+        pub n_left: Vec<u32>,
+        /// By `over`.
+        pub over: Vec<u32>,
         /// When set by a test, answers an operation at once.
         pub answer_at_once: Option<Answer>,
         /// When set by a test, gives what `wait` brings.
@@ -140,31 +154,45 @@ pub mod double {
         pub static SAID: RefCell<Said> = RefCell::default();
     }
 
-    pub fn submit(id: u32, operation: &[u8]) -> Option<Vec<u8>> {
+    fn say(import: &'static str, request: u32, keep: impl FnOnce(&mut Said)) {
         SAID.with_borrow_mut(|said| {
-            said.submitted.push((id, operation.to_vec()));
-            said.answer_at_once.and_then(|answer| answer(operation))
-        })
+            said.requests.push((import, request));
+            keep(said);
+        });
     }
 
-    pub fn cancel(id: u32, confirm: u32) {
-        SAID.with_borrow_mut(|said| said.cancelled.push((id, confirm != 0)));
+    pub fn submit(request: u32, id: u32, operation: &[u8]) -> Option<Vec<u8>> {
+        say("submit", request, |said| said.submitted.push((id, operation.to_vec())));
+        let answer = SAID.with_borrow(|said| said.answer_at_once);
+        answer.and_then(|answer| answer(operation))
     }
 
-    pub fn wait() -> Vec<u8> {
+    pub fn cancel(request: u32, id: u32, confirm: u32) {
+        say("cancel", request, |said| said.cancelled.push((id, confirm != 0)));
+    }
+
+    pub fn wait(request: u32, _of_any: u32) -> Vec<u8> {
+        say("wait", request, |_| ());
         let answer = SAID.with_borrow(|said| said.answer_wait).expect("a test that waits says what comes");
         answer()
     }
 
-    pub fn stall(place: &[u8]) {
-        SAID.with_borrow_mut(|said| said.stalls.push(String::from_utf8_lossy(place).into_owned()));
+    pub fn stall(request: u32, place: &[u8]) {
+        say("stall", request, |said| said.stalls.push(String::from_utf8_lossy(place).into_owned()));
     }
 
-    pub fn finish(bytes: &[u8]) {
-        SAID.with_borrow_mut(|said| said.finished.push(bytes.to_vec()));
+    pub fn finish(request: u32, n_left: u32, bytes: &[u8]) {
+        say("finish", request, |said| {
+            said.finished.push(bytes.to_vec());
+            said.n_left.push(n_left);
+        });
     }
 
-    pub fn log(bytes: &[u8]) {
-        SAID.with_borrow_mut(|said| said.logged.push(bytes.to_vec()));
+    pub fn over(request: u32) {
+        SAID.with_borrow_mut(|said| said.over.push(request));
+    }
+
+    pub fn log(request: u32, bytes: &[u8]) {
+        say("log", request, |said| said.logged.push(bytes.to_vec()));
     }
 }

@@ -53,8 +53,8 @@ mod exports {
 
     use neoc_abi::log::Level;
 
-    use crate::host;
     use crate::vm::Vm;
+    use crate::{host, scheduler};
 
     thread_local! {
         static VM: RefCell<Option<Vm>> = const { RefCell::new(None) };
@@ -116,7 +116,9 @@ mod exports {
     #[unsafe(no_mangle)]
     extern "C" fn init() {
         // A panic is a trap of this instance. Its message goes to the log; there is no standard error.
-        std::panic::set_hook(Box::new(|panic| host::log(Level::Error, panic.to_string().as_bytes())));
+        std::panic::set_hook(Box::new(|panic| {
+            host::log(scheduler::request(), Level::Error, panic.to_string().as_bytes())
+        }));
         VM.set(Some(Vm::new().expect("the VM is made of fixed parts, without a memory limit")));
     }
 
@@ -140,6 +142,13 @@ mod exports {
         // SAFETY: the caller passes a buffer from `allocate`.
         let bytes = unsafe { consume(pointer, length) };
         with_vm(|vm| vm.start(&bytes))
+    }
+
+    /// Ends a request of those that this VM has at once: cancels its tasks and runs on until all wait. Gives how many
+    /// do; how it ended comes as ever.
+    #[unsafe(no_mangle)]
+    extern "C" fn cancel_request(request: u32) -> usize {
+        with_vm(|vm| vm.cancel_request(request))
     }
 
     /// Takes a batch of [`neoc_abi::Completion`]s and runs on until all tasks wait again. Gives how many do.

@@ -20,15 +20,19 @@ const MAX_SECONDS: f64 = 1e9;
 /// The operations of this VM. A thread-local, because futures and their drop guards reach it from anywhere.
 #[derive(Default)]
 struct Operations {
-    /// Whether effects are allowed: from a start to its finish.
-    open: bool,
     /// The number of the last operation.
     last_id: u32,
     /// Those that somebody waits for, by number.
     awaited: BTreeMap<u32, Awaited>,
-    /// How many of them the host works on, timers not counted.
+    /// What counts against the limits of each request that has any.
+    counts: BTreeMap<u32, Counts>,
+}
+
+/// What of one request the host works on.
+#[derive(Default)]
+struct Counts {
+    /// Operations, timers not counted.
     n_pending: usize,
-    /// How many timers the host runs.
     n_timers: usize,
     /// Those who wait until there are fewer pending ones.
     in_line: Vec<Waker>,
@@ -36,6 +40,8 @@ struct Operations {
 
 /// An operation, from its submission until its outcome is taken.
 struct Awaited {
+    /// The request whose it is.
+    request: u32,
     /// The task that waits for it.
     task: u32,
     is_timer: bool,
@@ -59,15 +65,18 @@ thread_local! {
     static OPERATIONS: RefCell<Operations> = RefCell::default();
 }
 
-/// Opens or closes the gate for effects, and forgets what a former start left.
-pub fn set_open(open: bool) {
-    let former = OPERATIONS.take();
-    for (id, awaited) in &former.awaited {
-        if awaited.is_pending() {
-            host::cancel(*id, false);
-        }
+/// Stops what is left of a request's operations, and forgets it.
+pub fn close(request: u32) {
+    let left: Vec<(u32, bool)> = OPERATIONS.with_borrow_mut(|operations| {
+        let of_request = operations.awaited.iter().filter(|(_, awaited)| awaited.request == request);
+        let left: Vec<_> = of_request.map(|(id, awaited)| (*id, awaited.is_pending())).collect();
+        left.iter().for_each(|(id, _)| drop(operations.awaited.remove(id)));
+        operations.counts.remove(&request);
+        left
+    });
+    for (id, _) in left.iter().filter(|(_, is_pending)| *is_pending) {
+        host::cancel(request, *id, false);
     }
-    OPERATIONS.set(Operations { open, last_id: former.last_id, ..Operations::default() });
 }
 
 /// Refuses effects where there are none: while the entry module's top level runs.
@@ -75,10 +84,12 @@ pub fn set_open(open: bool) {
 /// # Errors
 /// [`neoc_abi::ErrorKind::Invalid`] outside a request.
 pub fn check_open(api: &str) -> Result<(), OperationError> {
-    if OPERATIONS.with_borrow(|operations| operations.open) {
-        return Ok(());
-    }
-    Err(OperationError::invalid(format!("{api}: top-level code may not do I/O; move it into the handler")))
+    if scheduler::is_open() { Ok(()) } else { Err(not_open(api)) }
+}
+
+/// The error of what is done outside a request.
+pub fn not_open(api: &str) -> OperationError {
+    OperationError::invalid(format!("{api}: top-level code may not do I/O; move it into the handler"))
 }
 
 /// Performs an operation.
@@ -89,7 +100,7 @@ pub async fn perform(api: &str, operation: Operation) -> Outcome {
     check_open(api)?;
     cancel::refuse().await?;
     let most = limits::pending_operations();
-    if OPERATIONS.with_borrow(|operations| operations.n_pending >= most) {
+    if OPERATIONS.with_borrow(|operations| operations.n_pending(scheduler::request()) >= most) {
         return Err(limits::exceeded(api, "pending_operations", most));
     }
     submit(operation, false)?.outcome().await
@@ -104,10 +115,11 @@ pub async fn perform_in_line(api: &str, operation: Operation) -> Outcome {
     let turn = wait::Turn::begin();
     poll_fn(|context| {
         OPERATIONS.with_borrow_mut(|operations| {
-            if operations.n_pending < limits::pending_operations() || cancel::is_cancelled() {
+            let request = scheduler::request();
+            if operations.n_pending(request) < limits::pending_operations() || cancel::is_cancelled() {
                 return Poll::Ready(());
             }
-            operations.in_line.push(context.waker().clone());
+            operations.counts.entry(request).or_default().in_line.push(context.waker().clone());
             Poll::Pending
         })
     })
@@ -135,7 +147,7 @@ pub async fn sleep(api: &str, seconds: f64) -> Result<f64, OperationError> {
     check_open(api)?;
     cancel::refuse().await?;
     let most = limits::timers();
-    if OPERATIONS.with_borrow(|operations| operations.n_timers >= most) {
+    if OPERATIONS.with_borrow(|operations| operations.n_timers(scheduler::request()) >= most) {
         return Err(limits::exceeded(api, "timers", most));
     }
     waited(submit(wait_for(seconds), true)?.outcome().await?)
@@ -164,10 +176,10 @@ fn waited(reply: Reply) -> Result<f64, OperationError> {
 
 /// Hands an operation to the host, for the current task. It is dropped here: it may be large, and the wait long.
 fn submit(operation: Operation, is_timer: bool) -> Result<Pending, OperationError> {
-    let task = scheduler::current();
-    let id = OPERATIONS.with_borrow_mut(|operations| operations.add(task, is_timer));
+    let (task, request) = (scheduler::current(), scheduler::request());
+    let id = OPERATIONS.with_borrow_mut(|operations| operations.add(request, task, is_timer));
     let pending = Pending { id };
-    if let Some(outcome) = host::submit(id, &caller::call(operation)) {
+    if let Some(outcome) = host::submit(request, id, &caller::call(operation)) {
         complete(Completion { id, outcome });
     }
     Ok(pending)
@@ -182,24 +194,24 @@ pub fn complete(completion: Completion) {
             return (None, Vec::new());
         }
         awaited.progress = Progress::Finished(Box::new(outcome));
-        let (waker, is_timer) = (awaited.waker.take(), awaited.is_timer);
-        operations.subtract(is_timer);
-        (waker, std::mem::take(&mut operations.in_line))
+        let (waker, request, is_timer) = (awaited.waker.take(), awaited.request, awaited.is_timer);
+        (waker, operations.subtract(request, is_timer))
     });
     waker.into_iter().chain(in_line).for_each(Waker::wake);
 }
 
 /// Has the host stop what a task waits for. The task goes on once the host has confirmed each.
 pub fn cancel_of(task: u32) {
+    let request = scheduler::request_of(task);
     let (ids, in_line): (Vec<u32>, _) = OPERATIONS.with_borrow_mut(|operations| {
         let of_task = operations.awaited.iter_mut().filter(|(_, awaited)| awaited.task == task);
         let ids = of_task.filter_map(|(id, awaited)| {
             let was_cancelled = std::mem::replace(&mut awaited.cancelled, true);
             (!was_cancelled && awaited.is_pending()).then_some(*id)
         });
-        (ids.collect(), std::mem::take(&mut operations.in_line))
+        (ids.collect(), operations.take_line(request))
     });
-    ids.into_iter().for_each(|id| host::cancel(id, true));
+    ids.into_iter().for_each(|id| host::cancel(request, id, true));
     in_line.into_iter().for_each(Waker::wake);
 }
 
@@ -228,10 +240,13 @@ pub fn abandon(task: u32) {
     let (ids, in_line) = OPERATIONS.with_borrow_mut(|operations| {
         let of_task = operations.awaited.iter().filter(|(_, awaited)| awaited.task == task);
         let ids: Vec<u32> = of_task.map(|(id, _)| *id).collect();
-        let in_line: Vec<_> = ids.iter().filter_map(|id| Some((*id, operations.forget(*id)?))).collect();
-        in_line.into_iter().unzip::<u32, Vec<Waker>, Vec<_>, Vec<_>>()
+        let forgotten = ids.iter().filter_map(|id| {
+            let (request, in_line) = operations.forget(*id)?;
+            Some(((request, *id), in_line))
+        });
+        forgotten.unzip::<(u32, u32), Vec<Waker>, Vec<_>, Vec<_>>()
     });
-    ids.into_iter().for_each(|id| host::cancel(id, false));
+    ids.into_iter().for_each(|(request, id)| host::cancel(request, id, false));
     in_line.into_iter().flatten().for_each(Waker::wake);
 }
 
@@ -242,7 +257,7 @@ pub fn is_awaited_by(task: u32) -> bool {
 
 /// Whether the host works on anything, so that it will deliver something.
 pub fn any_pending() -> bool {
-    OPERATIONS.with_borrow(|operations| operations.n_pending + operations.n_timers > 0)
+    OPERATIONS.with_borrow(|operations| operations.counts.values().any(|of| of.n_pending + of.n_timers > 0))
 }
 
 /// The operations that the host works on, as far as is known here, in order.
@@ -312,8 +327,8 @@ impl Drop for Pending {
     fn drop(&mut self) {
         // The thread-local may be gone when a test's thread ends.
         let forgotten = OPERATIONS.try_with(|operations| operations.borrow_mut().forget(self.id));
-        let Ok(Some(in_line)) = forgotten else { return };
-        host::cancel(self.id, false);
+        let Ok(Some((request, in_line))) = forgotten else { return };
+        host::cancel(request, self.id, false);
         in_line.into_iter().for_each(Waker::wake);
     }
 }
@@ -332,7 +347,15 @@ impl Awaited {
 }
 
 impl Operations {
-    fn add(&mut self, task: u32, is_timer: bool) -> u32 {
+    fn n_pending(&self, request: u32) -> usize {
+        self.counts.get(&request).map_or(0, |counts| counts.n_pending)
+    }
+
+    fn n_timers(&self, request: u32) -> usize {
+        self.counts.get(&request).map_or(0, |counts| counts.n_timers)
+    }
+
+    fn add(&mut self, request: u32, task: u32, is_timer: bool) -> u32 {
         loop {
             self.last_id = self.last_id.wrapping_add(1);
             if !self.awaited.contains_key(&self.last_id) {
@@ -340,24 +363,33 @@ impl Operations {
             }
         }
         let progress = Progress::Pending;
-        self.awaited.insert(self.last_id, Awaited { task, is_timer, cancelled: false, progress, waker: None });
+        let awaited = Awaited { request, task, is_timer, cancelled: false, progress, waker: None };
+        self.awaited.insert(self.last_id, awaited);
+        let counts = self.counts.entry(request).or_default();
         if is_timer {
-            self.n_timers += 1;
+            counts.n_timers += 1;
         } else {
-            self.n_pending += 1;
+            counts.n_pending += 1;
         }
         self.last_id
     }
 
-    fn subtract(&mut self, is_timer: bool) {
-        let counter = if is_timer { &mut self.n_timers } else { &mut self.n_pending };
+    /// One that the host worked on has ended. Gives those who wait for its place.
+    fn subtract(&mut self, request: u32, is_timer: bool) -> Vec<Waker> {
+        let Some(counts) = self.counts.get_mut(&request) else { return Vec::new() };
+        let counter = if is_timer { &mut counts.n_timers } else { &mut counts.n_pending };
         *counter = counter.saturating_sub(1);
+        std::mem::take(&mut counts.in_line)
     }
 
-    /// Takes an operation off the list. If the host still works on it, gives those who wait for its place.
-    fn forget(&mut self, id: u32) -> Option<Vec<Waker>> {
+    fn take_line(&mut self, request: u32) -> Vec<Waker> {
+        self.counts.get_mut(&request).map(|counts| std::mem::take(&mut counts.in_line)).unwrap_or_default()
+    }
+
+    /// Takes an operation off the list. If the host still works on it, gives whose it is, and those who wait for its
+    /// place.
+    fn forget(&mut self, id: u32) -> Option<(u32, Vec<Waker>)> {
         let awaited = self.awaited.remove(&id).filter(Awaited::is_pending)?;
-        self.subtract(awaited.is_timer);
-        Some(std::mem::take(&mut self.in_line))
+        Some((awaited.request, self.subtract(awaited.request, awaited.is_timer)))
     }
 }

@@ -1,8 +1,9 @@
 //! Tasks: who runs, and when all have ended.
 //!
-//! A task is a Luau thread, driven as a future. The first task is the handler (or the script); it and
-//! what it spawns take turns on this one thread. A child runs at once, inside its parent's call to
-//! `spawn`, until it first waits; only then does it get turns of its own.
+//! A task is a Luau thread, driven as a future. A request's first task is the handler (or the script); it and
+//! what it spawns take turns on this one thread, and so do the tasks of all requests that the VM has at once.
+//! A child runs at once, inside its parent's call to `spawn`, until it first waits; only then does it get turns
+//! of its own. It belongs to the request of its parent.
 //!
 //! | module | holds |
 //! |---|---|
@@ -32,39 +33,94 @@ use neoc_abi::{Completion, OperationError};
 
 use self::cancel::Phase;
 pub use self::table::Ownership;
-use self::table::{Queue, Task, Tasks};
+use self::table::{Queue, Request, Task, Tasks};
 use crate::failure::{self, Failure};
 use crate::{host, limits, operation};
 
 /// How deeply calls to `spawn` may be nested: each level stands on the stack of the one before.
 pub const MAX_DEPTH: usize = 64;
 
-/// The number of the task that a start begins with.
-pub const FIRST: u32 = 0;
-
 thread_local! {
     /// A thread-local, because the functions that scripts call reach it from anywhere.
     static TASKS: RefCell<Tasks> = RefCell::default();
 }
 
-/// Opens the table of tasks with the first one, which has not run yet.
-pub fn open(first: impl Future<Output = ()> + 'static, run_cleanups: Function) {
-    close();
-    TASKS.with_borrow_mut(|tasks| {
-        tasks.open = true;
+/// Opens a request with its first task, made from the task's number, which has not run yet. No other request has its
+/// number.
+pub fn open<F: Future<Output = ()> + 'static>(request: u32, first: impl FnOnce(u32) -> F, run_cleanups: Function) {
+    let id = TASKS.with_borrow_mut(|tasks| {
+        let id = tasks.new_id();
         tasks.run_cleanups = Some(run_cleanups);
-        let mut first_task = Task::new(FIRST, Ownership::Request);
-        first_task.future = Some(Box::pin(first));
-        tasks.alive.insert(FIRST, first_task);
+        tasks.requests.insert(request, Request::new(id));
+        let mut first_task = Task::new(id, request, Ownership::Request);
+        first_task.future = Some(Box::pin(first(id)));
+        tasks.add(id, first_task);
+        id
     });
-    wake(FIRST);
+    wake(id);
 }
 
-/// Drops all tasks.
-pub fn close() {
-    let tasks = TASKS.take();
+/// Drops a request, and the tasks of it that are left.
+pub fn close(request: u32) {
+    let (ids, left) = TASKS.with_borrow_mut(|tasks| {
+        let ids: Vec<u32> = tasks.of_request(request).map(|(id, _)| id).collect();
+        let left: Vec<Option<Task>> = ids.iter().map(|id| tasks.remove(*id)).collect();
+        tasks.requests.remove(&request);
+        tasks.ended.retain(|ended| *ended != request);
+        (ids, left)
+    });
     // Outside of the table: what is dropped with a task may look into it.
-    drop(tasks);
+    drop(left);
+    // What their coroutines wait with is dropped with the garbage.
+    ids.into_iter().for_each(wait::abandon);
+}
+
+/// The requests whose last task has ended since the last call. Each is to be closed.
+pub fn take_ended() -> Vec<u32> {
+    TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.ended))
+}
+
+/// The tasks of a request that were cancelled before they had begun, and of which nothing else is known.
+pub fn cancelled_unbegun(request: u32) -> Vec<u32> {
+    TASKS.with_borrow(|tasks| {
+        let of_request = tasks.requests.get(&request).map(|request| &request.cancelled_unbegun);
+        of_request.into_iter().flatten().copied().collect()
+    })
+}
+
+/// The request of the task whose code runs now. 0 outside of any.
+pub fn request() -> u32 {
+    // Asked for by what reports a panic, too, wherever that was.
+    TASKS
+        .try_with(|tasks| tasks.try_borrow().ok().and_then(|tasks| tasks.current_request()))
+        .ok()
+        .flatten()
+        .unwrap_or(0)
+}
+
+/// The request of a task. 0 when it has ended.
+pub fn request_of(task: u32) -> u32 {
+    TASKS.with_borrow(|tasks| tasks.alive.get(&task).map_or(0, |task| task.request))
+}
+
+/// Whether a request's code runs now.
+pub fn is_open() -> bool {
+    TASKS.with_borrow(|tasks| tasks.current_request().is_some())
+}
+
+/// Whether there is any request.
+pub fn any_open() -> bool {
+    TASKS.with_borrow(|tasks| !tasks.requests.is_empty())
+}
+
+/// Whether a request is there.
+pub fn is_open_for(request: u32) -> bool {
+    TASKS.with_borrow(|tasks| tasks.requests.contains_key(&request))
+}
+
+/// The task that a request began with.
+pub fn first_of(request: u32) -> Option<u32> {
+    TASKS.with_borrow(|tasks| tasks.requests.get(&request).map(|request| request.first))
 }
 
 /// The task whose code runs now. 0 outside of any.
@@ -72,9 +128,14 @@ pub fn current() -> u32 {
     TASKS.with_borrow(|tasks| tasks.current)
 }
 
-/// Tasks that have not ended, the first one counted.
+/// Tasks that have not ended, of all requests, the first ones counted.
 pub fn n_alive() -> usize {
     TASKS.with_borrow(|tasks| tasks.alive.len())
+}
+
+/// Tasks of a request that have not ended, the first one counted.
+pub fn n_alive_of(request: u32) -> usize {
+    TASKS.with_borrow(|tasks| tasks.requests.get(&request).map_or(0, Request::n_alive))
 }
 
 /// Whether a task can have a turn.
@@ -126,18 +187,27 @@ pub fn admit(api: &str, ownership: Ownership) -> Result<u32, OperationError> {
     cancel::check()?;
     end_bodiless();
     TASKS.with_borrow_mut(|tasks| {
+        let Some((number, request)) =
+            tasks.current_request().and_then(|number| Some((number, tasks.requests.get(&number)?)))
+        else {
+            return Err(operation::not_open(api));
+        };
+        // Only what cleans up comes as far as this in one that is cancelled, and nothing would end the new task.
+        if request.cancelled {
+            return Err(cancel::refusal());
+        }
         let most = limits::tasks();
-        if tasks.alive.len() > most {
+        if request.n_alive() > most {
             return Err(limits::exceeded(api, "tasks", most));
         }
         if tasks.depth >= MAX_DEPTH {
             let message = format!("{api}: {MAX_DEPTH} calls are nested, which is the most");
             return Err(OperationError::limit("task_depth", message));
         }
-        tasks.last_id += 1;
-        tasks.admitted = Some(tasks.last_id);
-        tasks.alive.insert(tasks.last_id, Task::new(tasks.last_id, ownership));
-        Ok(tasks.last_id)
+        let id = tasks.new_id();
+        tasks.admitted = Some(id);
+        tasks.add(id, Task::new(id, number, ownership));
+        Ok(id)
     })
 }
 
@@ -160,22 +230,26 @@ pub fn start(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
 pub fn defer(lua: &Lua, id: u32, body: Function) -> Result<(), Failure> {
     equip(lua, id, body)?;
     TASKS.with_borrow_mut(|tasks| {
-        if let Some(task) = tasks.alive.get_mut(&id) {
-            task.queued = true;
-            let must_wait = task.ownership == Ownership::Detached && !tasks.queue.answered;
-            let queue = if must_wait { &mut tasks.queue.detached } else { &mut tasks.queue.deferred };
-            queue.push_back(id);
+        let Some(task) = tasks.alive.get_mut(&id) else { return };
+        task.queued = true;
+        match tasks.requests.get_mut(&task.request) {
+            Some(request) if task.ownership == Ownership::Detached && !request.answered => {
+                request.detached.push_back(id);
+            }
+            _ => tasks.queue.deferred.push_back(id),
         }
     });
     Ok(())
 }
 
-/// Lets detached tasks begin: the answer is out.
-pub fn begin_detached() {
+/// Lets a request's detached tasks begin: its answer is out.
+pub fn begin_detached(request: u32) {
     TASKS.with_borrow_mut(|tasks| {
-        tasks.queue.answered = true;
-        let detached = std::mem::take(&mut tasks.queue.detached);
-        tasks.queue.deferred.extend(detached);
+        let Some(request) = tasks.requests.get_mut(&request) else { return };
+        request.answered = true;
+        // Those that were cancelled meanwhile have ended.
+        let detached = std::mem::take(&mut request.detached);
+        tasks.queue.deferred.extend(detached.into_iter().filter(|id| tasks.alive.contains_key(id)));
     });
 }
 
@@ -215,7 +289,7 @@ async fn run(lua: Lua, id: u32, body: impl Future<Output = mlua::Result<()>>) {
 /// The Luau side catches all that a script can raise. What is left is that memory ran out.
 fn log_death(ended: mlua::Result<()>) {
     if let Err(error) = ended {
-        host::log(Level::Error, format!("a task died: {}", failure::describe_error(&error)).as_bytes());
+        host::log(request(), Level::Error, format!("a task died: {}", failure::describe_error(&error)).as_bytes());
     }
 }
 
@@ -264,18 +338,21 @@ fn wake(id: u32) {
 
 /// Takes a task off the table, and wakes those that wait for its end.
 fn end(id: u32) {
-    let (task, idle, only_daemons) = TASKS.with_borrow_mut(|tasks| {
-        let task = tasks.alive.remove(&id);
-        let idle = if tasks.any_of_request() { None } else { tasks.idle.take() };
-        (task, idle, tasks.alive.values().all(|task| task.ownership == Ownership::Daemon))
+    let (task, ends_daemons, idle) = TASKS.with_borrow_mut(|tasks| {
+        let task = tasks.remove(id);
+        let of_task = task.as_ref().map(|task| task.request);
+        let request = of_task.and_then(|number| Some((number, tasks.requests.get_mut(&number)?)));
+        let Some((number, request)) = request else { return (task, None, None) };
+        let idle = if request.any_awaited() { None } else { request.idle.take() };
+        (task, request.only_daemons().then_some(number), idle)
     });
     wait::announce_end(id, task.is_none_or(|task| !task.succeeded));
     if let Some(idle) = idle {
         idle.wake();
     }
     // After the answer: those that a detached task has started end with the last of these.
-    if only_daemons {
-        cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
+    if let Some(request) = ends_daemons {
+        cancel::cancel_where(request, |ownership| ownership == Ownership::Daemon);
     }
 }
 
@@ -293,33 +370,41 @@ pub async fn yield_once() {
     .await;
 }
 
-/// Waits, in the first task, until the request's other tasks have ended. Daemons are cancelled then.
-pub async fn others_ended() {
+/// Waits, in a request's first task, until its other tasks have ended. Daemons are cancelled then.
+pub async fn others_ended(number: u32) {
+    let with_request = |look: &mut dyn FnMut(&mut Request) -> bool| {
+        TASKS.with_borrow_mut(|tasks| tasks.requests.get_mut(&number).is_some_and(look))
+    };
     poll_fn(|context| {
-        let any_of_request = TASKS.with_borrow_mut(|tasks| {
-            tasks.idle = Some(context.waker().clone());
-            tasks.any_of_request()
+        let any_awaited = with_request(&mut |request| {
+            request.idle = Some(context.waker().clone());
+            request.any_awaited()
         });
-        if any_of_request {
+        if any_awaited {
             return Poll::Pending;
         }
         // Each time: the cleanups of daemons can start others, and so can detached tasks.
-        cancel::cancel_where(|ownership| ownership == Ownership::Daemon);
-        if TASKS.with_borrow(Tasks::only_others_are_left) { Poll::Ready(()) } else { Poll::Pending }
+        if with_request(&mut |request| request.any_daemons()) {
+            cancel::cancel_where(number, |ownership| ownership == Ownership::Daemon);
+        }
+        if with_request(&mut |request| request.any_awaited() || request.any_daemons()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     })
     .await;
 }
 
-/// Runs the first task's thread, then its cleanups. For those that await it, it has ended then.
-pub async fn run_first<T>(lua: &Lua, body: impl Future<Output = mlua::Result<T>>) -> mlua::Result<Option<T>> {
-    let ended = cancel::guard(FIRST, body).await;
-    cancel::clean_up(lua, FIRST, matches!(ended, Some(Ok(_)))).await;
+/// Runs a first task's thread, then its cleanups. For those that await it, it has ended then.
+pub async fn run_first<T>(lua: &Lua, id: u32, body: impl Future<Output = mlua::Result<T>>) -> mlua::Result<Option<T>> {
+    let ended = cancel::guard(id, body).await;
+    cancel::clean_up(lua, id, matches!(ended, Some(Ok(_)))).await;
     let succeeded = TASKS.with_borrow_mut(|tasks| {
-        let first = tasks.alive.get_mut(&FIRST)?;
+        let first = tasks.alive.get_mut(&id)?;
         first.phase = Phase::Over;
         Some(first.succeeded)
     });
-    wait::announce_end(FIRST, succeeded != Some(true));
+    wait::announce_end(id, succeeded != Some(true));
     ended.transpose()
 }
 

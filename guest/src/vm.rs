@@ -1,10 +1,13 @@
-//! One VM from birth to its answer. The exports are thin calls of [`Vm`].
+//! One VM from birth to its last answer. The exports are thin calls of [`Vm`].
+//!
+//! A VM serves one start, of the number [`ALONE`], or many at once, each with a number of its own.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Table, Value};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
 use neoc_abi::workers::Work;
@@ -23,15 +26,17 @@ pub struct Vm {
     prelude: Table,
     /// What `load` has left for `start`.
     entry: Entry,
-    /// Whether a start has not come to its end.
-    running: bool,
-    /// Where the first task leaves its end.
-    finish: Rc<RefCell<Option<Finish>>>,
+    /// Where first tasks leave their ends, with the numbers of their requests.
+    ends: Ends,
+    /// Requests whose answers are out, and whose detached tasks go on.
+    outlived: BTreeSet<u32>,
     /// Whether there was a start before.
     used: bool,
     /// See [`interrupt`].
     interrupt: *const (),
 }
+
+type Ends = Rc<RefCell<Vec<(u32, Finish)>>>;
 
 /// What a start is for.
 #[derive(Clone, Copy)]
@@ -65,7 +70,8 @@ impl Vm {
         crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
         seal::seal(&lua)?;
-        Ok(Self { lua, prelude, entry: Entry::Absent, running: false, finish: Rc::default(), used: false, interrupt })
+        let (ends, outlived) = (Ends::default(), BTreeSet::new());
+        Ok(Self { lua, prelude, entry: Entry::Absent, ends, outlived, used: false, interrupt })
     }
 
     /// The VM itself, for a test that has functions of its own in it.
@@ -88,7 +94,7 @@ impl Vm {
             Ok(bundle) => self.load_bundle(bundle),
             Err(_) => Err(failure::from_message("the bundle cannot be read")),
         };
-        host::finish(&loaded.unwrap_or_else(Finish::Failed));
+        host::finish(ALONE, 0, &loaded.unwrap_or_else(Finish::Failed));
     }
 
     fn load_bundle(&mut self, bundle: Bundle) -> Result<Finish, ScriptError> {
@@ -161,28 +167,27 @@ impl Vm {
 
     /// Starts the work of an event and runs until all tasks wait. Gives how many do.
     pub fn start(&mut self, bytes: &[u8]) -> usize {
-        if std::mem::replace(&mut self.used, true) {
-            // It cannot fail but for memory, and then the start does as well.
-            let _ = self.call_prelude("forget_loads", ());
-        }
-        let started = match wire::decode(bytes) {
-            Ok(start) => self.start_event(start),
-            Err(_) => Err("the event cannot be read".to_owned()),
+        let (request, started) = match wire::decode::<Start>(bytes) {
+            Ok(start) => (start.request, self.start_event(start)),
+            Err(_) => (ALONE, Err("the event cannot be read".to_owned())),
         };
         match started {
-            Ok(()) => {
-                self.running = true;
-                self.run()
-            }
+            Ok(()) => self.run(),
             Err(message) => {
-                host::finish(&Finish::Failed(failure::from_message(message)));
-                0
+                host::finish(request, 0, &Finish::Failed(failure::from_message(message)));
+                scheduler::n_alive()
             }
         }
     }
 
-    fn start_event(&self, start: Start) -> Result<(), String> {
-        let Start { event, random_seed, limits } = start;
+    /// Cancels all tasks of a request and runs until all others wait. Gives how many do.
+    pub fn cancel_request(&mut self, request: u32) -> usize {
+        cancel::cancel_request(request);
+        self.run()
+    }
+
+    fn start_event(&mut self, start: Start) -> Result<(), String> {
+        let Start { request, event, random_seed, limits } = start;
         limits::set(limits);
         let kind = match event {
             Event::Request(_) => Kind::Request,
@@ -190,9 +195,9 @@ impl Vm {
             Event::Work(_) => Kind::Work,
         };
         let (function, arguments) = match (event, &self.entry) {
-            (Event::Request(request), Entry::Handler(handler)) => {
+            (Event::Request(inbound), Entry::Handler(handler)) => {
                 let table =
-                    request::request_table(&self.lua, request).map_err(|error| failure::describe_error(&error))?;
+                    request::request_table(&self.lua, inbound).map_err(|error| failure::describe_error(&error))?;
                 (handler.clone(), MultiValue::from_iter([Value::Table(table)]))
             }
             (Event::Run(arguments), Entry::Script(script)) => {
@@ -205,9 +210,11 @@ impl Vm {
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
             (Event::Run(_) | Event::Work(_), _) => return Err("no script is loaded".to_owned()),
         };
-        self.thaw(random_seed)
-            .and_then(|()| self.begin(function, arguments, kind))
-            .map_err(|error| failure::describe_error(&error))
+        // Once: tasks of other requests may be in the midst of using both.
+        if !std::mem::replace(&mut self.used, true) || request == ALONE {
+            self.thaw(random_seed).map_err(|error| failure::describe_error(&error))?;
+        }
+        self.begin(request, function, arguments, kind).map_err(|error| failure::describe_error(&error))
     }
 
     /// What a worker begins with.
@@ -226,16 +233,14 @@ impl Vm {
     }
 
     /// Makes the first task.
-    fn begin(&self, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<()> {
+    fn begin(&self, request: u32, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<()> {
         let mut values = arguments;
         values.push_front(Value::Function(function));
         let body: Function = self.prelude.raw_get("run_first")?;
         let thread = self.lua.create_thread(body)?.into_async::<(bool, Value)>(values)?;
-        let (lua, finish) = (self.lua.clone(), self.finish.clone());
-        finish.take();
-        operation::set_open(true);
-        let first = async move {
-            let end = match scheduler::run_first(&lua, thread).await {
+        let (lua, ends) = (self.lua.clone(), self.ends.clone());
+        let first = move |id| async move {
+            let end = match scheduler::run_first(&lua, id, thread).await {
                 Ok(Some((true, value))) => kind.success(&lua, &value),
                 Ok(Some((false, failure))) => Err(kind.failure(&lua, &failure)),
                 Ok(None) => Err(Finish::Failed(failure::from_message("the script was cancelled"))),
@@ -243,12 +248,15 @@ impl Vm {
             };
             // A failed handler ends the request; a successful one lets its tasks come to their ends.
             if end.is_err() {
-                cancel::cancel_where(|ownership| ownership != Ownership::Detached);
+                cancel::cancel_where(request, |ownership| ownership != Ownership::Detached);
             }
-            scheduler::others_ended().await;
-            finish.replace(Some(end.unwrap_or_else(|failure| failure)));
+            scheduler::others_ended(request).await;
+            ends.borrow_mut().push((request, end.unwrap_or_else(|failure| failure)));
         };
-        scheduler::open(first, self.prelude.raw_get("run_cleanups")?);
+        // A host that gives a number twice ends the request that had it.
+        scheduler::close(request);
+        operation::close(request);
+        scheduler::open(request, first, self.prelude.raw_get("run_cleanups")?);
         Ok(())
     }
 
@@ -266,64 +274,89 @@ impl Vm {
     }
 
     fn run(&mut self) -> usize {
-        while self.running {
+        loop {
             scheduler::run_until_parked();
-            if let Some(finish) = self.finish.take() {
-                self.log_unawaited();
-                host::finish(&finish);
-                // What was detached begins when the host calls again, with a budget of its own.
-                scheduler::begin_detached();
-                if scheduler::n_alive() > 0 {
-                    break;
-                }
-            }
-            if scheduler::n_alive() == 0 {
-                self.end();
-            } else if operation::any_pending() {
+            let any_goes_on = self.finish();
+            self.close_ended();
+            // What was detached begins when the host calls again, with a budget of its own.
+            if any_goes_on || !scheduler::any_open() || operation::any_pending() {
                 break;
-            } else {
-                self.break_deadlock();
             }
+            // Beside others nobody knows that nothing will wake a task: a request that is still to come may.
+            if !scheduler::is_open_for(ALONE) {
+                break;
+            }
+            self.break_deadlock();
         }
         scheduler::n_alive()
     }
 
+    /// Hands over the ends that are there. Whether tasks of any of these requests go on.
+    fn finish(&mut self) -> bool {
+        let mut any_goes_on = false;
+        for (request, finish) in self.ends.take() {
+            self.log_unawaited(request);
+            let n_left = scheduler::n_alive_of(request);
+            host::finish(request, n_left, &finish);
+            if n_left > 0 {
+                self.outlived.insert(request);
+                any_goes_on = true;
+            }
+            scheduler::begin_detached(request);
+        }
+        any_goes_on
+    }
+
+    /// Forgets the requests whose tasks have all ended.
+    fn close_ended(&mut self) {
+        for request in scheduler::take_ended() {
+            self.close(request);
+        }
+    }
+
     /// Tasks that wait for each other for ever get an error, the first one; or else they are cancelled.
     fn break_deadlock(&mut self) {
-        if wait::refuse_deadlock(scheduler::FIRST) {
+        if scheduler::first_of(ALONE).is_some_and(wait::refuse_deadlock) {
             return;
         }
         let n = scheduler::n_alive();
-        cancel::cancel_where(|_| true);
+        cancel::cancel_where(ALONE, |_| true);
         let any_left = scheduler::can_run();
         let text = format!("{n} tasks waited for each other, with nothing to wake them; they were cancelled");
-        host::log(Level::Error, text.as_bytes());
+        host::log(ALONE, Level::Error, text.as_bytes());
         if !any_left {
             // Not reached as long as what is cancelled wakes. A VM that hangs would be worse than one that ends.
-            host::finish(&Finish::Failed(failure::from_message("all tasks waited for each other")));
-            self.end();
+            host::finish(ALONE, 0, &Finish::Failed(failure::from_message("all tasks waited for each other")));
+            self.close(ALONE);
         }
     }
 
-    /// Drops the tasks that are left, and stops their operations.
-    fn end(&mut self) {
-        self.log_unawaited();
+    /// Drops what is left of a request, and stops its operations.
+    fn close(&mut self, request: u32) {
+        self.log_unawaited(request);
+        // The Luau side keeps what it knows of each task until it is told of the task's end.
+        for task in scheduler::cancelled_unbegun(request) {
+            let _ = self.call_prelude("look_at", task);
+        }
+        scheduler::close(request);
+        operation::close(request);
         #[cfg(test)]
-        crate::tests::programs::witness_end();
-        self.running = false;
-        scheduler::close();
-        operation::set_open(false);
+        crate::tests::programs::witness_close();
+        if self.outlived.remove(&request) {
+            host::over(request);
+        }
     }
 
-    fn log_unawaited(&self) {
+    fn log_unawaited(&self, request: u32) {
         let take = self.prelude.raw_get::<Function>("take_unawaited");
-        let Ok((failures, more)) = take.and_then(|take| take.call::<(Vec<Value>, u32)>(())) else { return };
+        let Ok((failures, more)) = take.and_then(|take| take.call::<(Vec<Value>, u32)>(request)) else { return };
         for value in &failures {
             let ScriptError { message, traceback } = failure::script_error(&self.lua, value);
-            host::log(Level::Error, format!("a task failed, and none awaited it: {message}\n{traceback}").as_bytes());
+            let text = format!("a task failed, and none awaited it: {message}\n{traceback}");
+            host::log(request, Level::Error, text.as_bytes());
         }
         if more > 0 {
-            host::log(Level::Error, format!("{more} more tasks failed").as_bytes());
+            host::log(request, Level::Error, format!("{more} more tasks failed").as_bytes());
         }
     }
 }

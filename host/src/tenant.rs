@@ -10,8 +10,8 @@ use neoc_abi::{
 use crate::{
     capability::module::Folder,
     limits::RateLimiter,
-    policy,
-    runtime::{Failure, LoadError, MAX_MEMORY_BYTES, Runtime, Share, SharedImage, Source},
+    policy::{self, Isolation},
+    runtime::{Failure, LoadError, MAX_MEMORY_BYTES, Resident, Runtime, Share, SharedImage, Source},
     script_log::{Quota, ScriptLog},
 };
 
@@ -25,6 +25,8 @@ pub struct Tenant {
     pub policy: Arc<policy::Tenant>,
     /// Its script.
     pub image: SharedImage,
+    /// The VM that its requests share. None: each has its own.
+    pub resident: Option<Arc<Resident>>,
     /// Its script's own modules.
     pub modules: Arc<Folder>,
     /// Inbound requests.
@@ -103,7 +105,8 @@ impl Tenant {
     }
 
     /// The tenant under another policy of the same host. What it has used of its rates stays used, where the
-    /// rate is the same; its script is loaded again only if it changed. Says whether it was.
+    /// rate is the same; its script is loaded again only if it changed, and until then its requests go on sharing
+    /// the VM that they share. Says whether it was.
     ///
     /// # Errors
     /// See [`ScriptProblem`].
@@ -128,7 +131,9 @@ impl Tenant {
         }
         let share = Share { tenant: Arc::clone(&self.name), weight: policy.limits.weight };
         let (name, image, modules) = (Arc::clone(&self.name), Arc::clone(&self.image), Arc::clone(&self.modules));
-        Ok((Self { name, share, policy, image, modules, requests, log_quota, entry: self.entry }, false))
+        let is_same = self.policy.isolation == policy.isolation && self.share.weight == share.weight;
+        let resident = if is_same { self.resident.clone() } else { resident(&policy, &share, &image) };
+        Ok((Self { name, share, policy, image, resident, modules, requests, log_quota, entry: self.entry }, false))
     }
 
     /// Whether the loaded script is the one that this policy names, as it is on the disk.
@@ -161,8 +166,17 @@ impl Tenant {
         let entry = blake3::hash(&source.entry.source);
         let image = runtime.load(&share, source, log).await.map_err(|error| not_loaded(error, &key))?;
         tracing::info!(tenant = %name, image_bytes = image.copied_bytes(), image_pages = image.n_pages(), "loaded");
-        Ok(Self { name, share, image: Arc::new(image), modules, requests, log_quota, policy, entry })
+        let image = Arc::new(image);
+        let resident = resident(&policy, &share, &image);
+        Ok(Self { name, share, image, resident, modules, requests, log_quota, policy, entry })
     }
+}
+
+/// The VM that the requests of a tenant share, where they do.
+fn resident(policy: &policy::Tenant, share: &Share, image: &SharedImage) -> Option<Arc<Resident>> {
+    let memory_bytes = usize::try_from(policy.limits.memory_bytes).unwrap_or(usize::MAX);
+    let is_shared = policy.isolation == Isolation::Tenant;
+    is_shared.then(|| Resident::new(share.clone(), Arc::clone(image), memory_bytes))
 }
 
 fn not_loaded(error: LoadError, key: &str) -> ScriptProblem {

@@ -61,6 +61,7 @@ impl Sandbox {
         let job = Job {
             share: share(),
             image: Arc::clone(image),
+            resident: None,
             event: Event::Run(vec![]),
             memory_bytes: self.memory_bytes,
             cpu: CpuBudget::new(cpu),

@@ -46,9 +46,14 @@ pub enum Mode {
     Survey,
 }
 
+/// The number of a start that has its VM for itself.
+pub const ALONE: u32 = 0;
+
 /// What a loaded VM is asked to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
+    /// [`ALONE`], or what tells it from all others that the VM has at once.
+    pub request: u32,
     /// The work.
     pub event: Event,
     /// Seeds `math.random`. Fresh for every start, because a snapshot freezes the old seed.

@@ -17,6 +17,7 @@ mod resolve;
 use mlua::chunk::ChunkMode;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 use neoc_abi::error::truncate_at_char;
+use neoc_abi::event::ALONE;
 use neoc_abi::module::{MAX_SOURCE_BYTES, Operation, Reply};
 use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply};
 
@@ -253,7 +254,7 @@ async fn find(paths: Vec<String>) -> Result<(Vec<u32>, Vec<u8>), Failure> {
         operation::perform_in_line("require", operation).await
     } else {
         // A script is being loaded: there is no task that could wait, and the host answers at once.
-        host::submit(0, &caller::call(operation))
+        host::submit(ALONE, 0, &caller::call(operation))
             .unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
     };
     match outcome? {

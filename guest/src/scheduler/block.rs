@@ -57,7 +57,7 @@ pub fn block_on<T>(
     if cancel::listens_no_more() {
         return Err(cancel::refusal());
     }
-    host::stall(&place());
+    host::stall(super::request(), &place());
     let _guard = Guard::enter(api, waits_for)?;
     loop {
         step(api, waits_for, task, &|| flag.is_raised())?;
@@ -90,7 +90,7 @@ fn stand_still_until_woken(api: &str, place: impl FnOnce() -> String) -> Result<
         if cancel::listens_no_more() {
             return Err(cancel::refusal());
         }
-        host::stall(&place());
+        host::stall(super::request(), &place());
         let is_hosts = operation::is_awaited_by(task) && !wait::is_awaited_by(task);
         let waits_for = if is_hosts { WaitsFor::Host } else { WaitsFor::Tasks };
         let _guard = Guard::enter(api, waits_for)?;
@@ -112,7 +112,7 @@ fn step(api: &str, waits_for: WaitsFor, task: u32, is_woken: &dyn Fn() -> bool) 
             break;
         }
         if operation::any_pending() {
-            deliver(host::wait());
+            deliver(host::wait(super::request(), waits_for == WaitsFor::Tasks));
         } else if !wait::refuse_deadlock(task) {
             // A line of its own for what waits in no line.
             cancel::check()?;

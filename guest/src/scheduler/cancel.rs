@@ -13,7 +13,7 @@ use std::task::Poll;
 use mlua::{Function, Lua};
 use neoc_abi::{ErrorKind, OperationError};
 
-use super::{FIRST, Ownership, TASKS, Task, end, log_death, wait, wake};
+use super::{Ownership, TASKS, Task, end, log_death, wait, wake};
 use crate::operation;
 
 /// How long the cleanups of a cancelled task may take, in seconds.
@@ -59,7 +59,9 @@ pub fn is_cancelled() -> bool {
 /// Whether a task was ever cancelled.
 pub fn was_cancelled(id: u32) -> bool {
     TASKS.with_borrow(|tasks| {
-        tasks.cancelled_unbegun.contains(&id) || tasks.alive.get(&id).is_some_and(|task| task.cancelled)
+        let is_cancelled = |task: &Task| task.cancelled;
+        tasks.alive.get(&id).is_some_and(is_cancelled)
+            || tasks.requests.values().any(|request| request.cancelled_unbegun.contains(&id))
     })
 }
 
@@ -147,18 +149,45 @@ pub fn cancel(id: u32) -> Cancelled {
     }
 }
 
-/// Cancels all tasks of some kinds, but never the first one.
-pub fn cancel_where(which: impl Fn(Ownership) -> bool) {
+/// Cancels all tasks of a request that are of some kinds, but never the first one.
+pub fn cancel_where(request: u32, which: impl Fn(Ownership) -> bool) {
     let ids: Vec<u32> = TASKS.with_borrow(|tasks| {
-        let tasks = tasks.alive.iter().filter(|&(&id, task)| id != FIRST && which(task.ownership));
-        tasks.map(|(&id, _)| id).collect()
+        let first = tasks.requests.get(&request).map(|request| request.first);
+        let chosen = tasks.of_request(request).filter(|&(id, task)| Some(id) != first && which(task.ownership));
+        chosen.map(|(id, _)| id).collect()
     });
     for id in ids {
         if let Cancelled::Unbegun = cancel(id) {
             // Nothing else is left of it, and the script may still ask.
-            TASKS.with_borrow_mut(|tasks| tasks.cancelled_unbegun.insert(id));
+            TASKS.with_borrow_mut(|tasks| {
+                if let Some(request) = tasks.requests.get_mut(&request) {
+                    request.cancelled_unbegun.insert(id);
+                }
+            });
         }
     }
+}
+
+/// Cancels all tasks of a request, the first one too. It gets no new ones.
+pub fn cancel_request(request: u32) {
+    let first = TASKS.with_borrow_mut(|tasks| {
+        let request = tasks.requests.get_mut(&request)?;
+        request.cancelled = true;
+        Some(request.first)
+    });
+    if let Some(first) = first {
+        cancel(first);
+        cancel_where(request, |_| true);
+    }
+}
+
+/// Whether the current task's request was cancelled.
+#[cfg(test)]
+pub fn is_of_cancelled_request() -> bool {
+    TASKS.with_borrow(|tasks| {
+        let request = tasks.current_request().and_then(|number| tasks.requests.get(&number));
+        request.is_some_and(|request| request.cancelled)
+    })
 }
 
 /// Stops what a task waits for. It wakes once the host has confirmed that.

@@ -7,17 +7,18 @@ use std::task::{Wake, Waker};
 use futures::future::LocalBoxFuture;
 use mlua::Function;
 
-use super::FIRST;
 use super::cancel::Phase;
 use super::wait::Waits;
 
 /// The tasks of this VM.
 #[derive(Default)]
 pub(super) struct Tasks {
-    /// Whether there is a start whose tasks these are.
-    pub(super) open: bool,
-    /// The number of the last task.
-    pub(super) last_id: u32,
+    /// The requests that have tasks, by number: the starts of this VM.
+    pub(super) requests: BTreeMap<u32, Request>,
+    /// Those of them whose last task has ended.
+    pub(super) ended: Vec<u32>,
+    /// The number of the next task.
+    next_id: u32,
     /// The task whose Luau code runs now.
     pub(super) current: u32,
     /// How many calls to `spawn` the running one is inside of.
@@ -26,20 +27,37 @@ pub(super) struct Tasks {
     pub(super) admitted: Option<u32>,
     /// Those that have not ended, by number.
     pub(super) alive: BTreeMap<u32, Task>,
-    /// Those that were cancelled with all others, and had not begun.
-    pub(super) cancelled_unbegun: BTreeSet<u32>,
     /// Those that can go on.
     pub(super) queue: Queue,
     /// Who waits for what.
     pub(super) waits: Waits,
-    /// The first task, when it has returned and waits for the others to end.
-    pub(super) idle: Option<Waker>,
     /// The Luau function that runs a task's cleanups, given the task's number.
     pub(super) run_cleanups: Option<Function>,
 }
 
+/// One request, which is one start: a task, and all those that come from it.
+pub(super) struct Request {
+    /// The number of the task that it begins with.
+    pub(super) first: u32,
+    /// Its tasks that have not ended, by their ownership; the first one is apart.
+    n_alive: [usize; 3],
+    pub(super) first_is_alive: bool,
+    /// The first task, when it has returned and waits for the others to end.
+    pub(super) idle: Option<Waker>,
+    /// Detached ones that have not begun: they do not before the answer is out.
+    pub(super) detached: VecDeque<u32>,
+    /// Whether the answer is out.
+    pub(super) answered: bool,
+    /// Whether the host has cancelled it.
+    pub(super) cancelled: bool,
+    /// Tasks that were cancelled with all others, and had not begun.
+    pub(super) cancelled_unbegun: BTreeSet<u32>,
+}
+
 /// A task that has not ended.
 pub(super) struct Task {
+    /// Whose it is.
+    pub(super) request: u32,
     pub(super) ownership: Ownership,
     /// Absent while it runs, and until it is started.
     pub(super) future: Option<LocalBoxFuture<'static, ()>>,
@@ -79,17 +97,13 @@ pub(super) struct Queue {
     pub(super) by_tasks: VecDeque<u32>,
     pub(super) deferred: VecDeque<u32>,
     pub(super) by_host: VecDeque<u32>,
-    /// Detached ones that have not begun: they do not before the answer is out.
-    pub(super) detached: VecDeque<u32>,
-    /// Whether the answer is out.
-    pub(super) answered: bool,
     /// Those that let all others go first.
     pub(super) last: Vec<Waker>,
     /// Whether what wakes tasks now is the host.
     pub(super) host_delivers: bool,
 }
 
-// === impl Tasks, Task, Queue ===
+// === impl Tasks, Request, Task, Queue ===
 
 impl Tasks {
     /// Whether a task has ended, as others see it.
@@ -97,20 +111,97 @@ impl Tasks {
         self.alive.get(&id).is_none_or(|task| task.phase == Phase::Over)
     }
 
-    /// Whether a task is alive that the request waits for, the first one not counted.
-    pub(super) fn any_of_request(&self) -> bool {
-        self.alive.iter().any(|(&id, task)| id != FIRST && task.ownership == Ownership::Request)
+    /// A number that no other task has. After four thousand million tasks they begin again.
+    pub(super) fn new_id(&mut self) -> u32 {
+        loop {
+            let id = self.next_id;
+            // The last one is no task's; see `operation.rs`.
+            self.next_id = if id >= u32::MAX - 1 { 0 } else { id + 1 };
+            if !self.alive.contains_key(&id) {
+                return id;
+            }
+        }
     }
 
-    /// Whether none but the first task and detached ones are alive.
-    pub(super) fn only_others_are_left(&self) -> bool {
-        self.alive.iter().all(|(&id, task)| id == FIRST || task.ownership == Ownership::Detached)
+    /// The request of the task whose code runs now.
+    pub(super) fn current_request(&self) -> Option<u32> {
+        self.alive.get(&self.current).map(|task| task.request)
+    }
+
+    /// Adds a task. Its request is there.
+    pub(super) fn add(&mut self, id: u32, task: Task) {
+        if let Some(request) = self.requests.get_mut(&task.request) {
+            request.count(id, task.ownership, true);
+        }
+        self.alive.insert(id, task);
+    }
+
+    /// Takes a task off the table; notes when it was its request's last one.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Task> {
+        let task = self.alive.remove(&id)?;
+        if let Some(request) = self.requests.get_mut(&task.request) {
+            request.count(id, task.ownership, false);
+            if request.n_alive() == 0 {
+                self.ended.push(task.request);
+            }
+        }
+        Some(task)
+    }
+
+    /// The tasks of a request, by number.
+    pub(super) fn of_request(&self, request: u32) -> impl Iterator<Item = (u32, &Task)> {
+        self.alive.iter().filter(move |(_, task)| task.request == request).map(|(id, task)| (*id, task))
+    }
+}
+
+impl Request {
+    pub(super) fn new(first: u32) -> Self {
+        Self {
+            first,
+            n_alive: [0; 3],
+            first_is_alive: false,
+            idle: None,
+            detached: VecDeque::new(),
+            answered: false,
+            cancelled: false,
+            cancelled_unbegun: BTreeSet::new(),
+        }
+    }
+
+    fn count(&mut self, id: u32, ownership: Ownership, is_new: bool) {
+        if id == self.first {
+            self.first_is_alive = is_new;
+            return;
+        }
+        let n = &mut self.n_alive[ownership as usize];
+        *n = if is_new { *n + 1 } else { n.saturating_sub(1) };
+    }
+
+    /// How many of its tasks have not ended.
+    pub(super) fn n_alive(&self) -> usize {
+        self.n_alive.iter().sum::<usize>() + usize::from(self.first_is_alive)
+    }
+
+    /// Whether a task is alive that it waits for, the first one not counted.
+    pub(super) fn any_awaited(&self) -> bool {
+        self.n_alive[Ownership::Request as usize] > 0
+    }
+
+    /// Whether tasks are alive that end with the last of the others.
+    pub(super) fn any_daemons(&self) -> bool {
+        self.n_alive[Ownership::Daemon as usize] > 0
+    }
+
+    /// Whether all that is alive ends with the last of the others, and those have ended.
+    pub(super) fn only_daemons(&self) -> bool {
+        self.any_daemons() && self.n_alive() == self.n_alive[Ownership::Daemon as usize]
     }
 }
 
 impl Task {
-    pub(super) fn new(id: u32, ownership: Ownership) -> Self {
+    pub(super) fn new(id: u32, request: u32, ownership: Ownership) -> Self {
         Self {
+            request,
             ownership,
             future: None,
             waker: Waker::from(Arc::new(TaskWaker(id))),
@@ -142,7 +233,7 @@ impl Queue {
     }
 }
 
-/// Wakes a task by its number, which no other task of the start ever has.
+/// Wakes a task by its number, which no other task of the VM has.
 struct TaskWaker(u32);
 
 impl Wake for TaskWaker {

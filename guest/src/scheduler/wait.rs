@@ -14,7 +14,7 @@ use std::task::{Poll, Waker};
 
 use neoc_abi::OperationError;
 
-use super::{FIRST, TASKS, cancel, current};
+use super::{TASKS, cancel, current};
 use crate::operation;
 
 /// Who waits for what.
@@ -130,7 +130,7 @@ pub async fn first_to_end(api: &str, ids: &[u32], seconds: Option<f64>) -> Resul
 }
 
 /// Waits until all of some tasks have ended, or one of them has failed; gives that one or the last one, or
-/// nothing when the time is up. Those that have ended before do not count.
+/// nothing when the time is up. Those that have ended before do not count; where all have, it gives the current task.
 ///
 /// # Errors
 /// `cancelled`.
@@ -143,7 +143,7 @@ pub async fn all_to_end(api: &str, ids: &[u32], seconds: Option<f64>) -> Result<
         return Err(OperationError::invalid(format!("{api}: a task cannot await itself")));
     }
     if ids.is_empty() {
-        return Ok(Some(FIRST));
+        return Ok(Some(current()));
     }
     if seconds == Some(0.0) {
         return Ok(None);

@@ -5,7 +5,7 @@ use neoc_abi::log::Level;
 
 use super::arguments::Arguments;
 use super::{Answer, Body, Function, Module};
-use crate::host;
+use crate::{host, scheduler};
 
 /// The module. `print` is put among the globals by the prelude.
 pub const MODULE: Module = Module {
@@ -24,7 +24,7 @@ pub const MODULE: Module = Module {
 /// The Luau part gives one string; see `log.luau`.
 fn write(level: Level, arguments: &Arguments) -> Answer {
     if let Value::String(text) = &arguments.values[0] {
-        host::log(level, &text.as_bytes());
+        host::log(scheduler::request(), level, &text.as_bytes());
     }
     Ok(Value::Nil)
 }

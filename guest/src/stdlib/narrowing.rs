@@ -4,6 +4,7 @@
 //! judges each call by it; here it is only kept, as one string of the VM, where no script can reach or change it.
 
 use mlua::{Lua, LuaString, Table, Value};
+use neoc_abi::event::ALONE;
 use neoc_abi::narrowing::{Given, MAX_BYTES, MAX_KEYS, MAX_PATTERNS, Narrowing, Operation, Reply};
 use neoc_abi::{Operation as AnyOperation, OperationError, Reply as AnyReply, wire};
 
@@ -92,7 +93,7 @@ fn ask(name: &str, narrowing: Narrowing) -> Result<(), Failure> {
     let outcome = if operation::check_open("require").is_ok() {
         operation::perform_at_once("require", question)
     } else {
-        host::submit(0, &caller::call(question))
+        host::submit(ALONE, 0, &caller::call(question))
             .unwrap_or_else(|| Err(OperationError::io("require: the host gave no answer")))
     };
     match outcome? {

@@ -36,6 +36,7 @@ pub const MODULE: Module = Module {
         Function { name: "_ask_for_cleanups", body: Body::Local(|_, _| ask_for_cleanups()) },
         Function { name: "_state", body: Body::Local(|lua, arguments| state(lua, &arguments)) },
         Function { name: "_current", body: Body::Local(|_, _| Ok(from_number(scheduler::current()))) },
+        Function { name: "_current_request", body: Body::Local(|_, _| Ok(from_number(scheduler::request()))) },
         Function { name: "_new_line", body: Body::Local(|_, _| Ok(from_number(wait::new_line()))) },
         Function { name: "_is_empty", body: Body::Local(|_, arguments| is_empty(&arguments)) },
         Function { name: "_wake", body: Body::Local(|_, arguments| wake(&arguments)) },

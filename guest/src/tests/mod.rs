@@ -11,6 +11,7 @@ pub mod programs;
 mod requests;
 mod require;
 mod sandboxing;
+mod sharing;
 mod sites;
 mod survey;
 mod tasks;
@@ -18,7 +19,7 @@ mod values;
 mod waiting;
 mod workers;
 
-use neoc_abi::event::{Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Call, Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
 
@@ -75,7 +76,11 @@ impl Guest {
     }
 
     fn start(&mut self, event: Event) {
-        self.vm.start(&wire::encode(&Start { event, random_seed: 7, limits: LIMITS }).expect("encodes"));
+        self.start_as(ALONE, event);
+    }
+
+    fn start_as(&mut self, request: u32, event: Event) {
+        self.vm.start(&wire::encode(&Start { request, event, random_seed: 7, limits: LIMITS }).expect("encodes"));
     }
 
     /// The operations submitted since the last call.

@@ -1,20 +1,23 @@
-//! Random programs on a random host: whatever they do, they come to an end, and nothing is lost.
+//! Random programs on a random host: whatever they do, they come to an end, and nothing is lost. So it is with one
+//! in a VM, and with several at once.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`program`] | programs as data, and as Luau |
 //! | [`hosting`] | the host |
+//! | [`crowd`] | several programs in one VM at once, some of which the host cancels |
 //! | ledger.luau | what each statement does, and what must hold then |
 //!
 //! `PROGRAMS=100000 SEED=7 cargo test random_programs` tries more of them, or others.
 
+mod crowd;
 mod hosting;
 mod program;
 
 use std::cell::{Cell, RefCell};
 
-use mlua::{Function, Table};
-use neoc_abi::event::{Bundle, Event, Finish, Mode, Module, Start};
+use mlua::{Function, Lua, Table};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, Start};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, wire};
 use proptest::prelude::*;
@@ -29,6 +32,9 @@ use crate::{operation, scheduler};
 
 /// How many programs are tried.
 const PROGRAMS: u32 = 10_000;
+
+/// How many times several programs are tried in one VM at once.
+const CROWDS: u32 = 1_500;
 
 /// More turns than any program needs.
 const MAX_TURNS: u64 = 200_000;
@@ -48,9 +54,11 @@ pub fn count_turn() {
     assert!(TURNS.get() < MAX_TURNS, "the tasks have turns for ever");
 }
 
-/// Called when all tasks of a start have ended, before the tables are cleared.
-pub fn witness_end() {
-    LEFT.with_borrow_mut(|left| left.extend(census::left_at_the_end()));
+/// Called when a request was closed.
+pub fn witness_close() {
+    if !scheduler::any_open() {
+        LEFT.with_borrow_mut(|left| left.extend(census::left_at_the_end()));
+    }
 }
 
 /// A number from the environment.
@@ -58,14 +66,17 @@ fn setting(name: &str, default: u32) -> u32 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-#[test]
-fn random_programs_come_to_an_end_and_lose_nothing() {
-    let (n, seed) = (setting("PROGRAMS", PROGRAMS), setting("SEED", 1));
+fn runner(n: u32, seed: u32) -> TestRunner {
     let config = Config { cases: n, failure_persistence: None, max_shrink_iters: 5_000, ..Config::default() };
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
-    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let tried = runner.run(&(programs(), any::<u64>()), |(program, host)| {
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
+
+#[test]
+fn random_programs_come_to_an_end_and_lose_nothing() {
+    let (n, seed) = (setting("PROGRAMS", PROGRAMS), setting("SEED", 1));
+    let tried = runner(n, seed).run(&(programs(), any::<u64>()), |(program, host)| {
         let complaints = try_program(&program, host);
         if std::env::var("STATS").is_ok() {
             let t = program.to_luau();
@@ -92,11 +103,34 @@ fn random_programs_come_to_an_end_and_lose_nothing() {
     }
 }
 
+#[test]
+fn random_programs_in_one_vm_at_once_come_to_their_ends_and_lose_nothing() {
+    let (n, seed) = (setting("CROWDS", CROWDS), setting("SEED", 1));
+    let crowds = proptest::collection::vec((programs(), any::<bool>()), 2..4);
+    let tried = runner(n, seed).run(&(crowds, any::<u64>()), |(crowd, host)| {
+        let complaints = crowd::try_crowd(&crowd, host);
+        if complaints.is_empty() { Ok(()) } else { Err(TestCaseError::fail(complaints.join("\n"))) }
+    });
+    match tried {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, (crowd, host))) => {
+            let shown = |(program, is_cancelled): &(Program, bool)| {
+                let Program { capacities, permits, .. } = program;
+                let text = program.to_luau();
+                format!("capacities {capacities:?}, permits {permits:?}, cancelled: {is_cancelled}\n{text}")
+            };
+            let shown: Vec<_> = crowd.iter().map(shown).collect();
+            panic!("{reason}\nhost {host}, of {n} crowds with SEED={seed}:\n{}", shown.join("\n"))
+        }
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
+    }
+}
+
 /// Runs a program on a host of that seed. Gives what was wrong.
 fn try_program(program: &Program, host: u64) -> Vec<String> {
     // What a program that failed has left.
-    scheduler::close();
-    operation::set_open(false);
+    scheduler::close(ALONE);
+    operation::close(ALONE);
     hosting::begin(host);
     TURNS.set(0);
     LEFT.take();
@@ -109,6 +143,19 @@ fn try_program(program: &Program, host: u64) -> Vec<String> {
         STAGE.set(Some(stage));
     }
     complaints
+}
+
+/// What the scheduler itself says, for a ledger; and where handles are listed as long as they exist.
+fn new_probe(lua: &Lua) -> (Table, Table) {
+    let handles: Table = lua.load("return setmetatable({}, { __mode = 'k' })").eval().expect("a table");
+    let answer = |answer: fn() -> bool| lua.create_function(move |_, (): ()| Ok(answer())).expect("a function");
+    let answers = [
+        ("is_refused", answer(cancel::is_cancelled)),
+        ("is_of_cancelled_request", answer(cancel::is_of_cancelled_request)),
+    ];
+    let probe = lua.create_table_from(answers).expect("a table");
+    probe.raw_set("handles", &handles).expect("set");
+    (probe, handles)
 }
 
 /// A VM with a ledger in it, for many programs, one after another: it must be as new after each.
@@ -128,10 +175,7 @@ impl Stage {
         let vm = Vm::new().expect("a VM");
         let lua = vm.lua();
         let new_ledger = lua.load(include_str!("programs/ledger.luau")).set_name("=ledger").into_function();
-        let is_refused = lua.create_function(|_, (): ()| Ok(cancel::is_cancelled())).expect("a function");
-        let handles: Table = lua.load("return setmetatable({}, { __mode = 'k' })").eval().expect("a table");
-        let probe = lua.create_table_from([("is_refused", is_refused)]).expect("a table");
-        probe.raw_set("handles", &handles).expect("set");
+        let (probe, handles) = new_probe(lua);
         Self { new_ledger: new_ledger.expect("the ledger compiles"), vm, probe, handles, n_programs: 0 }
     }
 
@@ -169,7 +213,7 @@ fn run(vm: &mut Vm, source: &str, ledger: &Table) -> Vec<String> {
     load(vm, source);
     let check = |name: &str| ledger.get::<Function>(name).expect("in the ledger").call::<Vec<String>>(());
     let check = |name: &str| check(name).expect("the ledger's checks are sound");
-    let start = Start { event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
+    let start = Start { request: ALONE, event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
     let mut n_waiting = vm.start(&wire::encode(&start).expect("encodes"));
     let mut answered = false;
     loop {

@@ -6,7 +6,7 @@ use neoc_abi::log::Level;
 use super::Guest;
 use crate::failure::from_message;
 
-fn request() -> Request {
+pub fn request() -> Request {
     Request { method: "GET".into(), path: "/a".into(), query: vec![], headers: vec![], body: vec![] }
 }
 

@@ -1,13 +1,20 @@
-//! TCP, TLS and UDP: what a VM has open, by handle, and using it.
+//! TCP, TLS and UDP: what a request has open, by handle, and using it.
 //!
-//! The table belongs to one VM and goes with it, so a handle of another VM, or one that was guessed, stands for
-//! nothing. An operation that is stopped leaves a connection sound if it was reading, and closes it if it was
+//! The table belongs to one request and goes with it, so a handle of another request, or one that was guessed,
+//! stands for nothing. An operation that is stopped leaves a connection sound if it was reading, and closes it if it was
 //! writing, for then nobody knows what the other end has got.
 
 mod connection;
 mod datagrams;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use neoc_abi::{ErrorKind, OperationError, Outcome, Reply as AnyReply, net::Reply};
 use parking_lot::Mutex;
@@ -24,16 +31,11 @@ use crate::{
     policy::net::Scheme,
 };
 
-/// What one VM has open.
-#[derive(Default)]
+/// What one request has open, or one worker of it.
 pub struct Sockets {
-    open: Mutex<Table>,
-}
-
-#[derive(Default)]
-struct Table {
-    last: u32,
-    sockets: HashMap<u32, Socket>,
+    /// The last handle, of all tables that share it.
+    last: Arc<AtomicU32>,
+    open: Mutex<HashMap<u32, Socket>>,
 }
 
 #[derive(Clone)]
@@ -106,6 +108,11 @@ impl Client {
 // === impl Sockets ===
 
 impl Sockets {
+    /// An empty table, with handles that no other one has which shares `last`.
+    pub fn numbered_by(last: Arc<AtomicU32>) -> Self {
+        Self { last, open: Mutex::default() }
+    }
+
     /// Closes what the permit is for, if that is what it permits: closing takes no time.
     ///
     /// # Errors
@@ -121,17 +128,15 @@ impl Sockets {
     }
 
     fn add(&self, socket: Socket) -> u32 {
-        let mut open = self.open.lock();
         // Never given again, so that a handle that was closed never stands for another connection.
-        open.last += 1;
-        let handle = open.last;
-        open.sockets.insert(handle, socket);
+        let handle = self.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        self.open.lock().insert(handle, socket);
         handle
     }
 
     /// Closes a socket. Does nothing when there is none.
     fn close(&self, handle: u32) {
-        let socket = self.open.lock().sockets.remove(&handle);
+        let socket = self.open.lock().remove(&handle);
         match socket {
             Some(Socket::Connection(connection)) => connection.close(),
             Some(Socket::Datagrams(datagrams)) => datagrams.close(),
@@ -140,7 +145,7 @@ impl Sockets {
     }
 
     async fn r#use(&self, r#use: Use) -> Result<Reply, OperationError> {
-        let socket = self.open.lock().sockets.get(&r#use.handle).cloned().ok_or_else(closed)?;
+        let socket = self.open.lock().get(&r#use.handle).cloned().ok_or_else(closed)?;
         let timeout = r#use.timeout;
         let traffic = r#use.traffic();
         match (socket, &r#use.action) {
@@ -168,7 +173,7 @@ impl Sockets {
 impl Drop for Sockets {
     fn drop(&mut self) {
         // An operation that is being stopped may hold one a little longer; it must not go on with it.
-        let sockets = std::mem::take(&mut self.open.get_mut().sockets);
+        let sockets = std::mem::take(self.open.get_mut());
         for socket in sockets.into_values() {
             match socket {
                 Socket::Connection(connection) => connection.close(),

@@ -113,6 +113,7 @@ async fn run(
     let job = Job {
         share,
         image,
+        resident: None,
         event: Event::Run(arguments),
         memory_bytes,
         cpu: CpuBudget::new(tenant.limits.cpu),

@@ -63,7 +63,9 @@ pub mod workers;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc};
+use std::{ops::Range, path::Path, sync::Arc};
+
+use toml::Spanned;
 
 pub use changes::Changes;
 pub use error::{PolicyError, PolicyErrors, Snippet};
@@ -75,10 +77,10 @@ pub use narrowing::Narrowing;
 pub use refusal::{Reason, Refusal};
 pub use route::Route;
 pub use source::{Include, MAX_FILE_BYTES, Place, Source, Unread};
-pub use tenant::{Allow, Mode, Tenant};
+pub use tenant::{Allow, Isolation, Mode, Tenant};
 pub use units::{shown_bytes, shown_time};
 
-use error::Errors;
+use error::{Broken, Errors};
 use keys::{Key, TableToml as _};
 use profile::Profiles;
 use raw::PolicyToml;
@@ -163,6 +165,7 @@ impl Policy {
 
     fn enforce(raw: PolicyToml, errors: &mut Errors<'_>) -> Self {
         let PolicyToml { include: _, host, defaults, profile, tenant, is_whole } = raw;
+        let instances_at = host.instances.as_ref().map_or(0..0, Spanned::span);
         let host = host::enforce(host, &errors.sources().folder(&(0..0)), errors);
         let profiles = Profiles::new(defaults, profile, is_whole, errors);
         let mut routes = Vec::new();
@@ -171,8 +174,18 @@ impl Policy {
             .into_iter()
             .map(|(name, tenant)| Arc::new(tenant::enforce(name, tenant, &profiles, &mut routes, errors)))
             .collect();
+        check_instances(&host, instances_at, &tenants, errors);
         let index = |name: &str| tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok();
         let routes = RouteTable::build(routes, index, errors);
         Self { host, tenants, routes, sources: Vec::new() }
+    }
+}
+
+/// Each tenant whose requests share a VM keeps an instance, and there has to be one for somebody else.
+fn check_instances(host: &Host, at: Range<usize>, tenants: &[Arc<Tenant>], errors: &mut Errors<'_>) {
+    let n_kept = tenants.iter().filter(|tenant| tenant.isolation == Isolation::Tenant).count();
+    if usize::try_from(host.instances).is_ok_and(|instances| instances <= n_kept) {
+        let rule = format!("more than the {n_kept} that tenants with isolation = \"tenant\" keep");
+        errors.add("host.instances", at, Broken::new(rule).write(n_kept + 100));
     }
 }

@@ -68,11 +68,12 @@ impl Profiles {
 
 /// Adds what is less near.
 fn add(tenant: &mut TenantToml, from: &ProfileToml) {
-    let ProfileToml { limits, mode, allow, deny } = from;
+    let ProfileToml { limits, mode, isolation, allow, deny } = from;
     add_limits(&mut tenant.limits, limits);
     add_allow(&mut tenant.allow, allow);
     add_deny(&mut tenant.deny, deny);
     keep(&mut tenant.mode, mode);
+    keep(&mut tenant.isolation, isolation);
 }
 
 fn add_limits(own: &mut LimitsToml, from: &LimitsToml) {

@@ -168,7 +168,7 @@ impl TableToml for HostToml {
             form: Form::Count { least: 1, most: host::MAX_INSTANCES as i64 },
             default: "1000",
             example: "1000",
-            doc: "Instances alive at once, over all tenants: each request has one, and each of its workers. Over it requests wait in line.",
+            doc: "Instances alive at once, over all tenants: each request has one, each of its workers, and each tenant with `isolation = \"tenant\"` keeps one. Over it requests wait in line. More than there are such tenants.",
         },
         Key {
             name: "workers",
@@ -215,6 +215,8 @@ pub struct TenantToml {
     pub limits: LimitsToml,
     /// Whether what the policy refuses is refused.
     pub mode: Option<Text>,
+    /// Who shares a VM.
+    pub isolation: Option<Text>,
     /// `[tenant.NAME.allow]`
     pub allow: AllowToml,
     /// `[tenant.NAME.deny]`
@@ -246,7 +248,7 @@ impl TableToml for TenantToml {
             form: Form::Text("a profile's name"),
             default: "(none)",
             example: r#""web""#,
-            doc: "The profile that it starts from. A limit, a mode or a single grant of its own takes the place of the profile's, and that of the default's; rules in lists add up, those that deny too.",
+            doc: "The profile that it starts from. A limit, a mode, an isolation or a single grant of its own takes the place of the profile's, and that of the default's; rules in lists add up, those that deny too.",
         },
         Key {
             name: "limits",
@@ -261,6 +263,13 @@ impl TableToml for TenantToml {
             default: r#""enforce""#,
             example: r#""enforce""#,
             doc: "`report` lets a call pass that some rule could allow, and records it with the fix that would allow it. What no rule can allow, limits, and files are refused all the same.",
+        },
+        Key {
+            name: "isolation",
+            form: Form::Word(&["request", "tenant"]),
+            default: r#""request""#,
+            example: r#""request""#,
+            doc: "`request`: each request has a fresh VM. `tenant`: all requests run in one VM at once, which lives on between them and keeps what the script keeps, until a request of them is killed or the script is loaded again. See below.",
         },
         Key {
             name: "allow",
@@ -357,6 +366,8 @@ pub struct ProfileToml {
     pub limits: LimitsToml,
     /// Whether what the policy refuses is refused.
     pub mode: Option<Text>,
+    /// Who shares a VM.
+    pub isolation: Option<Text>,
     /// `[profile.NAME.allow]`
     pub allow: AllowToml,
     /// `[profile.NAME.deny]`
@@ -378,6 +389,13 @@ impl TableToml for ProfileToml {
             default: r#""enforce""#,
             example: r#""enforce""#,
             doc: "As `tenant.NAME.mode`.",
+        },
+        Key {
+            name: "isolation",
+            form: Form::Word(&["request", "tenant"]),
+            default: r#""request""#,
+            example: r#""request""#,
+            doc: "As `tenant.NAME.isolation`.",
         },
         Key {
             name: "allow",
@@ -411,14 +429,16 @@ mod tests {
         // Destructured without `..`: a new field fails to compile until it is asserted here.
         let PolicyToml { include, host: _, defaults, profile, tenant, is_whole: _ } = examples();
         assert!(defaults.limits.memory.is_some() && profile.len() == 1);
-        let ProfileToml { limits, mode, allow, deny } = examples();
+        let ProfileToml { limits, mode, isolation, allow, deny } = examples();
+        assert!(isolation.is_some());
         assert!(limits.memory.is_some() && mode.is_some() && allow.kv.is_some() && deny.fs.len() == 1);
         assert!(include.is_some() && tenant.len() == 1);
         let HostToml { listen, data_dir, cache_dir, instances, workers, preemption, dns, audit } = examples();
         assert!(dns.is_some());
         assert!(listen.is_some() && data_dir.is_some() && cache_dir.is_some());
         assert!(instances.is_some() && workers.is_some() && preemption.is_some() && audit.is_some());
-        let TenantToml { script, routes, extends, limits, mode, allow, deny, secret, module } = examples();
+        let TenantToml { script, routes, extends, limits, mode, isolation, allow, deny, secret, module } = examples();
+        assert!(isolation.is_some());
         assert!(extends.is_some() && secret.len() == 1 && module.len() == 1);
         let SecretToml { from, origins, also } = examples();
         assert!(from.is_some() && origins.is_some() && also.len() == 1);

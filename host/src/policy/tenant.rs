@@ -37,6 +37,8 @@ pub struct Tenant {
     pub limits: Limits,
     /// Whether what the policy refuses is refused.
     pub mode: Mode,
+    /// Who shares a VM.
+    pub isolation: Isolation,
     /// What it may do.
     pub allow: Allow,
     /// What it may not, whatever is allowed.
@@ -55,6 +57,16 @@ pub enum Mode {
     Enforce,
     /// `"report"`: it passes, and is recorded, where some rule could allow it.
     Report,
+}
+
+/// Which of a tenant's requests share a VM, and with it memory, globals and fate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// `"request"`: none. Each has a fresh one.
+    #[default]
+    Request,
+    /// `"tenant"`: all. It lives on between them.
+    Tenant,
 }
 
 /// A tenant's grants. Empty: no effect at all.
@@ -97,6 +109,7 @@ impl Tenant {
             routes: Vec::new(),
             limits,
             mode: Mode::Enforce,
+            isolation: Isolation::Request,
             allow: Allow::default(),
             deny: Deny::default(),
             secrets: secret::Secrets::default(),
@@ -152,7 +165,7 @@ pub(super) fn enforce(
     let span = name.span();
     let mut raw = raw.into_inner();
     profiles.complete(&at, &mut raw, errors);
-    let TenantToml { script, routes, extends: _, limits, mode, allow, deny, secret, module } = raw;
+    let TenantToml { script, routes, extends: _, limits, mode, isolation, allow, deny, secret, module } = raw;
     if !is_name(name.get_ref()) {
         let broken = Broken::new("a tenant's name is 1 to 63 of a-z, 0-9 and -").write("[tenant.acme]");
         errors.add_without_value(&at, span.clone(), broken);
@@ -162,7 +175,8 @@ pub(super) fn enforce(
     }
     let folder = errors.folder(script.as_ref());
     let script = errors.value(&child(&at, "script"), script.as_ref(), |text| below(&folder, text, "\"main.luau\""));
-    let (limits, mode, allow, deny) = powers(&at, ProfileToml { limits, mode, allow, deny }, errors);
+    let Powers { limits, mode, isolation, allow, deny } =
+        powers(&at, ProfileToml { limits, mode, isolation, allow, deny }, errors);
     let modules =
         super::module::enforce(module, &child(&at, "module"), script.as_deref().unwrap_or(Path::new("")), errors);
     Tenant {
@@ -170,6 +184,7 @@ pub(super) fn enforce(
         routes: self::routes(&child(&at, "routes"), name.get_ref(), &routes.unwrap_or_default(), all_routes, errors),
         limits,
         mode,
+        isolation,
         allow,
         deny,
         modules,
@@ -183,20 +198,31 @@ pub(super) fn check_profile(at: &str, raw: ProfileToml, errors: &mut Errors<'_>)
     powers(at, raw, errors);
 }
 
-/// Converts what a tenant and a profile both have.
-fn powers(at: &str, raw: ProfileToml, errors: &mut Errors<'_>) -> (Limits, Mode, Allow, Deny) {
-    let ProfileToml { limits, mode, allow, deny } = raw;
+/// What a tenant and a profile both have.
+struct Powers {
+    limits: Limits,
+    mode: Mode,
+    isolation: Isolation,
+    allow: Allow,
+    deny: Deny,
+}
+
+fn powers(at: &str, raw: ProfileToml, errors: &mut Errors<'_>) -> Powers {
+    let ProfileToml { limits, mode, isolation, allow, deny } = raw;
     let DenyToml { http: deny_http, net: deny_net, fs: deny_fs } = deny;
     let deny_at = child(at, "deny");
-    (
-        limits::enforce(limits, &child(at, "limits"), errors),
-        errors.value(&child(at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
-        self::allow(allow, &child(at, "allow"), deny_http, &child(&deny_at, "http"), errors),
-        Deny {
+    Powers {
+        limits: limits::enforce(limits, &child(at, "limits"), errors),
+        mode: errors.value(&child(at, "mode"), mode.as_ref(), |text| self::mode(text)).unwrap_or_default(),
+        isolation: errors
+            .value(&child(at, "isolation"), isolation.as_ref(), |text| self::isolation(text))
+            .unwrap_or_default(),
+        allow: self::allow(allow, &child(at, "allow"), deny_http, &child(&deny_at, "http"), errors),
+        deny: Deny {
             net: net::enforce_deny(deny_net, &child(&deny_at, "net"), errors),
             fs: fs::enforce_deny(deny_fs, &child(&deny_at, "fs"), errors),
         },
-    )
+    }
 }
 
 fn mode(text: &str) -> Result<Mode, Broken> {
@@ -204,6 +230,14 @@ fn mode(text: &str) -> Result<Mode, Broken> {
         "enforce" => Ok(Mode::Enforce),
         "report" => Ok(Mode::Report),
         _ => Err(Broken::new("\"enforce\" or \"report\"").write("\"enforce\"")),
+    }
+}
+
+fn isolation(text: &str) -> Result<Isolation, Broken> {
+    match text {
+        "request" => Ok(Isolation::Request),
+        "tenant" => Ok(Isolation::Tenant),
+        _ => Err(Broken::new("\"request\" or \"tenant\"").write("\"request\"")),
     }
 }
 

@@ -230,7 +230,7 @@ fn what_is_wrong_in_a_profile_is_said_once_and_where_it_stands() {
             "p.toml:4:10: profile.web.allow.http[0].hosts[0] = \"*\": a bare * allows every host; name the hosts; write for example \"https://api.example.com\"",
             "p.toml:13:11: tenant.c.extends = \"wbe\": there is no such profile; the profiles are Bad, other, web",
             "p.toml:14:10: profile.Bad: a profile's name is 1 to 63 of a-z, 0-9 and -; write for example [profile.web]",
-            "p.toml:16:1: profile.other.extends: unknown key; the keys here are limits, mode, allow, deny",
+            "p.toml:16:1: profile.other.extends: unknown key; the keys here are limits, mode, isolation, allow, deny",
         ]
     );
     let nothing = errors("[tenant.a]\nscript = \"a.luau\"\nextends = \"web\"\n");

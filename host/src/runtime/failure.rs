@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
-use super::meter::CpuExhausted;
+use super::{meter::CpuExhausted, requests::StalledForTooLong};
 use crate::policy::shown_time;
 
 /// What ended a VM before its script came to an end.
@@ -19,6 +19,15 @@ pub enum Failure {
     /// All slots for VMs are taken.
     #[error("no free instance (host.instances)")]
     Capacity,
+    /// The VM that its tenant's requests share has as many as it can have.
+    #[error("the tenant's VM has {0} requests already (isolation = \"tenant\")")]
+    Crowded(u32),
+    /// The VM stood still for a request whose time was over.
+    #[error("killed: the script waited where Luau cannot yield, beyond its request's time (limits.wall)")]
+    Stalled,
+    /// The VM that it shared with another request was ended by that one.
+    #[error("ended with the tenant's VM, by another request (isolation = \"tenant\")")]
+    Lost,
     /// The VM broke: a memory error of its own, or no memory where it cannot go on without.
     #[error("killed: the sandbox trapped: {0}")]
     Trap(String),
@@ -32,6 +41,8 @@ impl Failure {
     pub fn from_wasmtime(error: &wasmtime::Error, cpu: Duration) -> Self {
         if error.is::<CpuExhausted>() {
             Self::Cpu(cpu)
+        } else if error.is::<StalledForTooLong>() {
+            Self::Stalled
         } else if error.is::<PoolConcurrencyLimitError>() {
             Self::Capacity
         } else if let Some(trap) = error.downcast_ref::<Trap>() {
@@ -46,7 +57,7 @@ impl Failure {
         match self {
             Self::Cpu(time) => Some(("cpu", shown_time(*time))),
             Self::Wall(time) => Some(("wall", shown_time(*time))),
-            Self::Capacity | Self::Trap(_) | Self::Internal(_) => None,
+            Self::Capacity | Self::Crowded(_) | Self::Stalled | Self::Lost | Self::Trap(_) | Self::Internal(_) => None,
         }
     }
 
@@ -56,6 +67,9 @@ impl Failure {
             Self::Cpu(_) => "cpu",
             Self::Wall(_) => "wall",
             Self::Capacity => "capacity",
+            Self::Crowded(_) => "crowded",
+            Self::Stalled => "stalled",
+            Self::Lost => "lost",
             Self::Trap(_) => "trap",
             Self::Internal(_) => "internal",
         }

@@ -38,9 +38,12 @@ pub fn link(linker: &mut Linker<State>) -> Result<()> {
     linker.func_wrap("neoc", "submit", submit)?;
     linker.func_wrap("neoc", "receive", receive)?;
     linker.func_wrap("neoc", "cancel", cancel)?;
-    linker.func_wrap_async("neoc", "wait", |caller: Caller<'_, State>, ()| Box::new(wait(caller)))?;
+    linker.func_wrap_async("neoc", "wait", |caller: Caller<'_, State>, (number, of_any): (u32, u32)| {
+        Box::new(wait(caller, number, of_any))
+    })?;
     linker.func_wrap("neoc", "stall", stall)?;
     linker.func_wrap("neoc", "finish", finish)?;
+    linker.func_wrap("neoc", "over", over)?;
     linker.func_wrap("neoc", "log", log)?;
     linker.func_wrap_async("neoc", "pause", |caller: Caller<'_, State>, ()| Box::new(pause(caller)))?;
     Ok(())
@@ -60,9 +63,9 @@ fn clock_time_get(mut caller: Caller<'_, State>, clock: u32, _precision: u64, po
 }
 
 /// Asks the broker for an operation. Answers [`PENDING`], or the length of an outcome for `receive`.
-fn submit(mut caller: Caller<'_, State>, id: u32, pointer: u32, length: u32) -> Result<i32> {
+fn submit(mut caller: Caller<'_, State>, number: u32, id: u32, pointer: u32, length: u32) -> Result<i32> {
     let call: Call = read(&caller, pointer, length)?;
-    let Some(outcome) = caller.data_mut().submit(id, call) else { return Ok(PENDING) };
+    let Some(outcome) = caller.data_mut().submit(number, id, call) else { return Ok(PENDING) };
     let bytes = wire::encode(&outcome)?;
     Ok(caller.data_mut().announce(bytes)?.cast_signed())
 }
@@ -75,35 +78,42 @@ fn receive(mut caller: Caller<'_, State>, pointer: u32) -> Result<()> {
 }
 
 /// Stops an operation. If `confirm` is not 0, a completion comes once nothing of it is left.
-fn cancel(mut caller: Caller<'_, State>, id: u32, confirm: u32) {
-    caller.data_mut().cancel(id, confirm != 0);
+fn cancel(mut caller: Caller<'_, State>, number: u32, id: u32, confirm: u32) {
+    caller.data_mut().cancel(number, id, confirm != 0);
 }
 
-/// Stands still until operations have finished; answers the length of the batch for `receive`.
-async fn wait(mut caller: Caller<'_, State>) -> Result<u32> {
-    let batch = caller.data_mut().next_batch().await.ok_or_else(|| Error::msg("wait without an operation"))?;
+/// Stands still until operations of this request have finished, or of any if `of_any` is not 0; answers the length
+/// of the batch for `receive`.
+async fn wait(mut caller: Caller<'_, State>, number: u32, of_any: u32) -> Result<u32> {
+    let batch = caller.data_mut().wait(number, of_any != 0).await?;
+    let batch = batch.ok_or_else(|| Error::msg("wait without an operation"))?;
     let bytes = wire::encode(&batch)?;
     caller.data_mut().announce(bytes)
 }
 
 /// Counts that a VM is about to stand still, and logs where.
-fn stall(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+fn stall(mut caller: Caller<'_, State>, number: u32, pointer: u32, length: u32) -> Result<()> {
     let place = String::from_utf8_lossy(bytes(&caller, pointer, length)?).into_owned();
-    caller.data_mut().stall(place);
+    caller.data_mut().stall(number, place);
     Ok(())
 }
 
-/// Takes the result of `load`, `start` or `complete`.
-fn finish(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+/// Takes the result of a load or a start, of which so many tasks go on.
+fn finish(mut caller: Caller<'_, State>, number: u32, n_left: u32, pointer: u32, length: u32) -> Result<()> {
     let finish: Finish = read(&caller, pointer, length)?;
-    caller.data_mut().finish = Some(finish);
+    caller.data_mut().finish(number, finish, n_left);
     Ok(())
+}
+
+/// Notes that the tasks that went on after a start's end have ended.
+fn over(mut caller: Caller<'_, State>, number: u32) {
+    caller.data_mut().over(number);
 }
 
 /// Takes a line for the tenant's log.
-fn log(mut caller: Caller<'_, State>, pointer: u32, length: u32) -> Result<()> {
+fn log(mut caller: Caller<'_, State>, number: u32, pointer: u32, length: u32) -> Result<()> {
     let record: Record = read(&caller, pointer, length)?;
-    caller.data_mut().log(record);
+    caller.data_mut().log(number, record);
     Ok(())
 }
 

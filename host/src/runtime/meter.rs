@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use pin_project_lite::pin_project;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -30,13 +31,14 @@ pub struct CpuBudget {
     is_shared: AtomicBool,
 }
 
-/// Charges one VM's slices to its budget.
+/// Charges one VM's slices to a budget: that of the request for which the VM was entered.
 ///
 /// [`Metered`] does so at the end of a slice, on the worker that runs the VM. Within the slice the VM's
 /// own checks do, and the watcher, from its thread.
 #[derive(Debug)]
 pub struct CpuMeter {
-    budget: Arc<CpuBudget>,
+    /// Changes between slices only.
+    budget: ArcSwap<CpuBudget>,
     /// The worker's CPU clock up to which the slice is charged.
     charged_until_nanoseconds: AtomicU64,
 }
@@ -85,7 +87,8 @@ impl CpuBudget {
         used.saturating_add(nanoseconds(more)) > self.limit_nanoseconds.load(Ordering::Relaxed)
     }
 
-    fn is_exceeded(&self) -> bool {
+    /// Whether it is used up, as far as is charged.
+    pub fn is_exceeded(&self) -> bool {
         self.is_exceeded_after(Duration::ZERO)
     }
 }
@@ -93,7 +96,14 @@ impl CpuBudget {
 impl CpuMeter {
     /// A meter that charges `budget`.
     pub fn new(budget: Arc<CpuBudget>) -> Arc<Self> {
-        Arc::new(Self { budget, charged_until_nanoseconds: AtomicU64::new(0) })
+        Arc::new(Self { budget: ArcSwap::new(budget), charged_until_nanoseconds: AtomicU64::new(0) })
+    }
+
+    /// Charges `budget` from the next slice on.
+    pub fn charge_to(&self, budget: &Arc<CpuBudget>) {
+        if !Arc::ptr_eq(&self.budget.load(), budget) {
+            self.budget.store(Arc::clone(budget));
+        }
     }
 
     /// Judges the budget in the middle of a slice.
@@ -109,20 +119,21 @@ impl CpuMeter {
     /// # Errors
     /// [`CpuExhausted`] when the slices so far are over the budget.
     pub fn check_between_slices(&self) -> Result<(), CpuExhausted> {
-        if self.budget.is_exceeded() { Err(CpuExhausted) } else { Ok(()) }
+        if self.budget.load().is_exceeded() { Err(CpuExhausted) } else { Ok(()) }
     }
 
     /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
     /// CPU time. With a shared budget it always could: other VMs use it at the same time.
     pub fn would_exceed(&self, elapsed: Duration) -> bool {
-        self.budget.is_shared.load(Ordering::Relaxed) || self.budget.is_exceeded_after(elapsed)
+        let budget = self.budget.load();
+        budget.is_shared.load(Ordering::Relaxed) || budget.is_exceeded_after(elapsed)
     }
 
     /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`. Charges the slice
     /// up to there, so that the other VMs of a shared budget know.
     pub fn exceeds_at(&self, now_nanoseconds: u64) -> bool {
         self.charge_until(now_nanoseconds);
-        self.budget.is_exceeded()
+        self.budget.load().is_exceeded()
     }
 
     fn begin_slice(&self) {
@@ -136,7 +147,8 @@ impl CpuMeter {
     /// Each nanosecond is charged once, whoever charges it, and in whatever order they come.
     fn charge_until(&self, now_nanoseconds: u64) {
         let until = self.charged_until_nanoseconds.fetch_max(now_nanoseconds, Ordering::Relaxed);
-        self.budget.used_nanoseconds.fetch_add(now_nanoseconds.saturating_sub(until), Ordering::Relaxed);
+        let charged = &self.budget.load().used_nanoseconds;
+        charged.fetch_add(now_nanoseconds.saturating_sub(until), Ordering::Relaxed);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The sandbox: a fresh VM for every piece of work, on workers of its own.
+//! The sandbox: a VM for every piece of work, or one for all of a tenant, on workers of its own.
 //!
 //! | module | holds |
 //! |---|---|
@@ -10,14 +10,18 @@
 //! | [`load`] | a script on its way into the sandbox |
 //! | [`tenant_image`] | a tenant's loaded script, restored into each fresh VM |
 //! | [`vm`] | one instance and the calls into it |
-//! | [`state`] | what the host keeps beside a VM: meters, and the line to the broker |
+//! | [`state`] | what the host keeps beside a VM: meters, and its requests |
+//! | [`requests`] | the requests of a VM: their operations, and what has come back for whom |
+//! | [`effects`] | a request's line to the broker |
 //! | [`imports`] | what the guest may call |
 //! | [`workers`] | further VMs for a request that has one |
+//! | [`resident`] | the one VM of a tenant whose requests share it |
 //! | [`scheduler`] | worker threads |
 //! | [`fair_queue`] | whose VM they run next |
 
 mod capacity;
 mod clocks;
+mod effects;
 mod engine;
 mod epoch;
 mod failure;
@@ -28,6 +32,8 @@ mod limiter;
 mod load;
 mod meter;
 mod preempt;
+mod requests;
+mod resident;
 mod safepoint;
 mod scheduler;
 mod state;
@@ -47,20 +53,20 @@ use std::{
 };
 
 use neoc_abi::{
-    event::{Event, Finish, Start},
+    event::{ALONE, Event, Finish, Start},
     log::{Level, Record},
 };
 use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::Linker;
 
+pub use effects::Effects;
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
 pub use fair_queue::Share;
 pub use image::{GUEST, ImageError};
 pub use load::{LoadError, Source};
 pub use meter::CpuBudget;
-
-pub use state::Effects;
+pub use resident::Resident;
 pub use tenant_image::{SharedImage, TenantImage};
 
 use self::{
@@ -68,6 +74,7 @@ use self::{
     load::LOAD_CPU,
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
+    requests::Requests,
     scheduler::Scheduler,
     state::{Reach, State},
     vm::{Guest, Preempt, Vm},
@@ -138,6 +145,8 @@ pub struct Job {
     pub share: Share,
     /// The loaded script.
     pub image: SharedImage,
+    /// The VM of its tenant's that it is a request in. None: it has one for itself.
+    pub resident: Option<Arc<Resident>>,
     /// What to do.
     pub event: Event,
     /// Memory for this VM, in bytes.
@@ -211,8 +220,8 @@ impl Runtime {
         Ok(Self { guest, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
-    /// Runs a job in a fresh VM until its script has an end. Dropping the future cancels it and all that it
-    /// started; only tasks that were detached go on, once the end is there.
+    /// Runs a job in a fresh VM, or in that of its tenant, until its script has an end. Dropping the future cancels
+    /// it and all that it started; only tasks that were detached go on, once the end is there.
     ///
     /// # Errors
     /// Why its VM was killed.
@@ -220,6 +229,9 @@ impl Runtime {
         if job.effects.has_workers() {
             let launcher = workers::launcher(self, &job);
             job.effects.set_launcher(launcher);
+        }
+        if let Some(resident) = job.resident.take() {
+            return resident::run(self, &resident, job).await;
         }
         let (wall, share, detach, log) = (job.wall, job.share.clone(), job.detach.clone(), job.log.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
@@ -290,16 +302,21 @@ impl Runtime {
         let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
         let limits = effects.limits();
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
-        let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Effects(effects));
+        let mut requests = Requests::default();
+        // Its time ends with the VM.
+        requests.enter(ALONE, effects, log.clone(), None);
+        let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Requests(requests));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
-        let start = Start { event, random_seed: random_seed(), limits };
+        let start = Start { request: ALONE, event, random_seed: random_seed(), limits };
         let mut n_waiting = vm.start(&start).await.map_err(failed)?;
         let mut end = Some(end);
         loop {
-            if let Some(finish) = vm.take_finish()
+            let requests = vm.requests().map_err(failed)?;
+            if let Some((finish, _)) = requests.take_changes().pop().and_then(|change| change.end)
                 && let Some(end) = end.take()
             {
-                let ended = Ended { finish, cpu: cpu.used(), n_stalls: vm.n_stalls(), has_detached: n_waiting > 0 };
+                let n_stalls = requests.n_stalls(ALONE);
+                let ended = Ended { finish, cpu: cpu.used(), n_stalls, has_detached: n_waiting > 0 };
                 // Nobody waits for it when the client has left.
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached. What waits all the same has no business to.
@@ -312,7 +329,7 @@ impl Runtime {
             if n_waiting == 0 {
                 return Ok(());
             }
-            let Some(batch) = vm.next_batch().await else { return Ok(()) };
+            let Some((_, batch)) = vm.next_batch().await else { return Ok(()) };
             n_waiting = vm.complete(batch).await.map_err(failed)?;
         }
     }

@@ -7,7 +7,7 @@ use std::{path::Path, thread};
 use neoc_abi::event::{Limits, Mode, Module, Request};
 
 use super::*;
-use crate::capability::module::Folder;
+use crate::{capability::module::Folder, policy};
 
 /// As many VMs as threads, so that each slot serves both tenants by turns, and a few more.
 const N_THREADS: usize = 2;
@@ -36,7 +36,11 @@ async fn load(runtime: &Arc<Runtime>, marker: &str) -> TenantImage {
 /// One request in a fresh VM, whose memory is looked at before and after.
 async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces: usize) {
     let budget = CpuBudget::new(Duration::from_secs(60));
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(budget), ScriptLog::discard(), Reach::Nothing);
+    let mut requests = Requests::default();
+    let effects = Effects::of(policy::Tenant::without_grants(marker, "main.luau"), tokio::runtime::Handle::current());
+    requests.enter(ALONE, effects, ScriptLog::discard(), None);
+    let reach = Reach::Requests(requests);
+    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(budget), ScriptLog::discard(), reach);
     let mut vm = Vm::instantiate(&runtime.guest, &runtime.preempt, state).await.expect("there is a slot");
     let base = &runtime.base_memory;
     assert!(vm.memory().expect("has one") == base, "memory that is not the base image's");
@@ -49,9 +53,10 @@ async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces:
     let request =
         Request { method: "GET".into(), path: format!("/{n_pieces}"), query: vec![], headers: vec![], body: vec![] };
     let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
-    let start = Start { event: Event::Request(request), random_seed: 1, limits };
+    let start = Start { request: ALONE, event: Event::Request(request), random_seed: 1, limits };
     vm.start(&start).await.expect("runs");
-    let Some(Finish::Response(response)) = vm.take_finish() else { panic!("it has no answer") };
+    let end = vm.requests().expect("it has one").take_changes().pop().and_then(|change| change.end);
+    let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
     assert_eq!(response.body, n_pieces.to_string().into_bytes());
     // So a byte of it that stayed would have been seen.
     let memory = vm.memory().expect("has one");

@@ -13,8 +13,9 @@ use wasmtime::{
 };
 
 use super::{
-    meter::{CpuMeter, Metered},
+    meter::{CpuBudget, CpuMeter, Metered},
     preempt::{Interrupt, Target, Watcher},
+    requests::Requests,
     state::State,
 };
 
@@ -29,8 +30,8 @@ const SMALL_BYTES: usize = 64 * 1024;
 enum Room {
     /// It is small, or the VM is fresh.
     Given,
-    /// The guest is to say so first; without, it would come to its end.
-    AskedFor,
+    /// The guest is to say first whether it has as much as this, in bytes; without, it would come to its end.
+    AskedFor(usize),
 }
 
 fn no_room() -> Error {
@@ -64,6 +65,7 @@ struct Exports {
     load: ModuleExport,
     start: ModuleExport,
     complete: ModuleExport,
+    cancel_request: ModuleExport,
     stack_end: ModuleExport,
     interrupt_offset: ModuleExport,
     interrupt_function: ModuleExport,
@@ -102,6 +104,7 @@ impl Exports {
             load: find("load")?,
             start: find("start")?,
             complete: find("complete")?,
+            cancel_request: find("cancel_request")?,
             stack_end: find("stack_end")?,
             interrupt_offset: find("interrupt_offset")?,
             interrupt_function: find("interrupt_function")?,
@@ -146,7 +149,7 @@ impl Vm {
     /// A trap.
     pub async fn stack_end(&mut self) -> Result<usize> {
         let stack_end: TypedFunc<(), u32> = self.function(|exports| &exports.stack_end)?;
-        Ok(usize::try_from(stack_end.call_async(&mut self.store, ()).await?)?)
+        Ok(usize::try_from(self.enter(async |store| stack_end.call_async(store, ()).await).await?)?)
     }
 
     /// Where Luau's interrupt is, and what to write there.
@@ -156,8 +159,8 @@ impl Vm {
     pub async fn interrupt(&mut self) -> Result<Interrupt> {
         let offset: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_offset)?;
         let function: TypedFunc<(), u32> = self.function(|exports| &exports.interrupt_function)?;
-        let offset = offset.call_async(&mut self.store, ()).await?;
-        let function = function.call_async(&mut self.store, ()).await?;
+        let offset = self.enter(async |store| offset.call_async(store, ()).await).await?;
+        let function = self.enter(async |store| function.call_async(store, ()).await).await?;
         Ok(Interrupt { offset, function })
     }
 
@@ -193,7 +196,8 @@ impl Vm {
     pub async fn load(&mut self, bundle: &Bundle) -> Result<Finish> {
         let load: TypedFunc<Message, ()> = self.function(|exports| &exports.load)?;
         self.call(&load, &wire::encode(bundle)?, Room::Given).await?;
-        self.take_finish().ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
+        let loaded = self.store.data_mut().take_loaded();
+        loaded.ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
     }
 
     /// Starts the script's work. Gives how many of its tasks wait for [`Vm::complete`].
@@ -205,6 +209,27 @@ impl Vm {
         self.call(&function, &wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
     }
 
+    /// As [`Vm::start`], beside what the VM is busy with. None: it has no room for it.
+    ///
+    /// # Errors
+    /// A trap, such as [`super::meter::CpuExhausted`].
+    pub async fn start_beside(&mut self, start: &Start) -> Result<Option<u32>> {
+        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.start)?;
+        let bytes = wire::encode(start)?;
+        // Also for what comes of a small one: beside many others there may be little left.
+        let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
+        self.call(&function, &bytes, room).await
+    }
+
+    /// Cancels all tasks of a request. Gives how many tasks of any wait now.
+    ///
+    /// # Errors
+    /// A trap, such as [`super::meter::CpuExhausted`].
+    pub async fn cancel_request(&mut self, number: u32) -> Result<u32> {
+        let function: TypedFunc<u32, u32> = self.function(|exports| &exports.cancel_request)?;
+        self.enter(async |store| function.call_async(store, number).await).await
+    }
+
     /// Delivers finished operations. Gives how many tasks wait now. Replies that the guest has no room for
     /// become errors of their operations.
     ///
@@ -213,7 +238,7 @@ impl Vm {
     pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
         let function: TypedFunc<Message, u32> = self.function(|exports| &exports.complete)?;
         let bytes = wire::encode(&batch)?;
-        let room = if bytes.len() > SMALL_BYTES { Room::AskedFor } else { Room::Given };
+        let room = if bytes.len() > SMALL_BYTES { Room::AskedFor(bytes.len()) } else { Room::Given };
         if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
             return Ok(n_waiting);
         }
@@ -225,19 +250,22 @@ impl Vm {
         self.call(&function, &wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
     }
 
-    /// Waits for operations to finish, and gives all that have. None when none is under way.
-    pub async fn next_batch(&mut self) -> Option<Vec<Completion>> {
+    /// See [`super::requests::Requests::next_batch`].
+    pub async fn next_batch(&mut self) -> Option<(u32, Vec<Completion>)> {
         self.store.data_mut().next_batch().await
     }
 
-    /// What the guest ended with, once.
-    pub fn take_finish(&mut self) -> Option<Finish> {
-        self.store.data_mut().finish.take()
+    /// The requests that it has.
+    ///
+    /// # Errors
+    /// When it has no script.
+    pub fn requests(&mut self) -> Result<&mut Requests> {
+        self.store.data_mut().requests().ok_or_else(|| Error::msg("a VM without a script has no requests"))
     }
 
-    /// How often it stood still because Luau could not yield.
-    pub fn n_stalls(&self) -> u32 {
-        self.store.data().n_stalls
+    /// Charges `budget` for what it does from now on.
+    pub fn charge_to(&self, budget: &Arc<CpuBudget>) {
+        self.meter.charge_to(budget);
     }
 
     /// One of the guest's functions.
@@ -259,29 +287,34 @@ impl Vm {
         room: Room,
     ) -> Result<Option<R>> {
         let length = u32::try_from(bytes.len())?;
+        let allocate: TypedFunc<u32, u32> = self.function(|exports| &exports.allocate)?;
+        let has_room: Option<(TypedFunc<u32, u32>, u32)> = match room {
+            Room::AskedFor(room) => Some((self.function(|exports| &exports.has_room)?, u32::try_from(room)?)),
+            Room::Given => None,
+        };
+        self.enter(async |store| {
+            if let Some((has_room, room)) = has_room
+                && has_room.call_async(&mut *store, room).await? == 0
+            {
+                return Ok(None);
+            }
+            let pointer = allocate.call_async(&mut *store, length).await?;
+            let memory = store.data().memory()?;
+            memory.write(&mut *store, usize::try_from(pointer)?, bytes)?;
+            function.call_async(&mut *store, (pointer, length)).await.map(Some)
+        })
+        .await
+    }
+
+    /// Runs guest code, metered and watched.
+    async fn enter<R>(&mut self, call: impl AsyncFnOnce(&mut Store<State>) -> Result<R>) -> Result<R> {
         if self.target.is_none() {
             // A tick that passed while the VM was parked is not this slice's.
             self.store.set_epoch_deadline(1);
         }
         self.meter.check_between_slices()?;
         let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
-        let allocate: TypedFunc<u32, u32> = self.function(|exports| &exports.allocate)?;
-        let has_room: Option<TypedFunc<u32, u32>> = match room {
-            Room::AskedFor => Some(self.function(|exports| &exports.has_room)?),
-            Room::Given => None,
-        };
-        let call = async {
-            if let Some(has_room) = has_room
-                && has_room.call_async(&mut self.store, length).await? == 0
-            {
-                return Ok(None);
-            }
-            let pointer = allocate.call_async(&mut self.store, length).await?;
-            let memory = self.store.data().memory()?;
-            memory.write(&mut self.store, usize::try_from(pointer)?, bytes)?;
-            function.call_async(&mut self.store, (pointer, length)).await.map(Some)
-        };
-        Metered::new(call, meter, target).await.map_err(|error| {
+        Metered::new(call(&mut self.store), meter, target).await.map_err(|error| {
             // A kill closes the safepoint page, and the guest's next load from it traps.
             let killed = error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) && self.target.is_some();
             if killed { self.meter.check_between_slices().err().map_or(error, Error::from) } else { error }

@@ -14,7 +14,7 @@ use neoc_abi::{
 };
 
 use super::{
-    Ended, Failure, Job, Runtime, fair_queue::Share, meter::CpuBudget, state::Line, tenant_image::SharedImage,
+    Ended, Failure, Job, Runtime, effects::Line, fair_queue::Share, meter::CpuBudget, tenant_image::SharedImage,
 };
 use crate::{
     broker::workers::Permit,
@@ -62,6 +62,7 @@ async fn run(request: Arc<Request>, permit: Permit, place: Place) -> Result<Repl
     let job = Job {
         share: request.share.clone(),
         image: Arc::clone(&request.image),
+        resident: None,
         event: Event::Work(work),
         memory_bytes: request.memory_bytes,
         cpu: Arc::clone(&request.cpu),
@@ -93,6 +94,8 @@ fn outcome(ended: Result<Ended, Failure>, n_instances: u32) -> Result<Reply, Ope
         Err(Failure::Wall(time)) => Err(Exceeded::new(Owner::Request, "wall", shown_time(time)).at("workers")),
         Err(Failure::Capacity) => Err(Exceeded::new(Owner::Host, "instances", n_instances).at("workers")),
         Err(failure @ Failure::Trap(_)) => Err(OperationError::new(ErrorKind::Failed, failure.to_string())),
-        Err(Failure::Internal(_)) => Err(OperationError::io("internal error")),
+        Err(Failure::Internal(_) | Failure::Stalled | Failure::Lost | Failure::Crowded(_)) => {
+            Err(OperationError::io("internal error"))
+        }
     }
 }

@@ -80,8 +80,14 @@ impl Service {
         Status { version: generation.policy.version(), number: generation.number }
     }
 
-    /// Waits until no script runs, detached tasks included.
+    /// Waits until no script runs, detached tasks included. No request may come any more: VMs that wait for one end.
     pub async fn idle(&self) {
+        self.generation
+            .load()
+            .tenants
+            .values()
+            .filter_map(|tenant| tenant.resident.as_ref())
+            .for_each(|vm| vm.retire());
         self.runtime.idle().await;
     }
 
@@ -175,6 +181,7 @@ impl Service {
         let job = Job {
             share: tenant.share.clone(),
             image: Arc::clone(&tenant.image),
+            resident: tenant.resident.clone(),
             event: Event::Request(request),
             memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
             cpu: CpuBudget::new(limits.cpu),
@@ -260,12 +267,10 @@ fn failed(failure: &Failure, tenant: &Tenant, id: &str) -> Answer {
         limit, value, "{failure}");
     match failure {
         Failure::Wall(_) => plain(StatusCode::GATEWAY_TIMEOUT, "the script took too long", id),
-        Failure::Capacity => {
-            let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, "the host is full", id);
-            retry_after(&mut answer, 1);
-            answer
-        }
-        Failure::Cpu(_) | Failure::Trap(_) | Failure::Internal(_) => {
+        Failure::Capacity => try_again("the host is full", id),
+        Failure::Crowded(_) => try_again("too many requests at once", id),
+        Failure::Lost => try_again("the script was started again", id),
+        Failure::Cpu(_) | Failure::Stalled | Failure::Trap(_) | Failure::Internal(_) => {
             plain(StatusCode::INTERNAL_SERVER_ERROR, "the script failed", id)
         }
     }
@@ -308,6 +313,12 @@ fn plain(status: StatusCode, text: &str, id: &str) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(format!("{text} (request {id})\n"))));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+fn try_again(text: &str, id: &str) -> Answer {
+    let mut answer = plain(StatusCode::SERVICE_UNAVAILABLE, text, id);
+    retry_after(&mut answer, 1);
     answer
 }
 

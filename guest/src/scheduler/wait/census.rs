@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{FIRST, Listed, TASKS};
-use crate::scheduler::{Ownership, Task, Tasks, can_run};
+use super::{Listed, TASKS};
+use crate::scheduler::{Ownership, Request, Tasks, can_run};
 use crate::{limits, operation};
 
 /// What is wrong with the tables while all tasks wait.
@@ -41,13 +41,15 @@ fn faults_of_tasks(tasks: &Tasks) -> Vec<String> {
     let mut waiting: BTreeSet<u32> = tasks.waits.by_ticket.values().map(|wait| wait.task).collect();
     waiting.extend(operation::waiting_tasks().into_iter().flatten());
     // These wait for the answer to go out; one that was cancelled meanwhile has ended.
-    waiting.extend(tasks.queue.detached.iter().filter(|id| tasks.alive.contains_key(id)));
+    let detached = tasks.requests.values().flat_map(|request| &request.detached);
+    waiting.extend(detached.filter(|id| tasks.alive.contains_key(id)));
     let mut faults = Vec::new();
-    if tasks.alive.len() > limits::tasks() + 1 {
-        faults.push(format!("{} tasks are alive", tasks.alive.len()));
+    for (number, request) in &tasks.requests {
+        faults.extend(faults_of_request(tasks, *number, request));
     }
     for (id, task) in &tasks.alive {
-        let waits_for_others = *id == FIRST && tasks.idle.is_some();
+        let request = tasks.requests.get(&task.request);
+        let waits_for_others = request.is_some_and(|request| request.first == *id && request.idle.is_some());
         if !waiting.contains(id) && !waits_for_others {
             faults.push(format!("the task {id} waits for nothing"));
         }
@@ -55,20 +57,31 @@ fn faults_of_tasks(tasks: &Tasks) -> Vec<String> {
             faults.push(format!("the task {id} runs"));
         }
     }
-    let is_daemon = |task: &&Task| task.ownership == Ownership::Daemon;
-    // As long as a cancelled one is left, its end ends the others.
-    let go_on = tasks.alive.values().any(|task| is_daemon(&task))
-        && !tasks.alive.values().filter(is_daemon).any(|task| task.cancelled);
-    let is_answering = tasks.idle.is_some() && !tasks.any_of_request();
-    if go_on && (is_answering || tasks.alive.values().all(|task| is_daemon(&task))) {
-        faults.push("a task that no request waits for goes on after all others".to_owned());
-    }
     faults.extend(
         waiting
             .iter()
             .filter(|id| !tasks.alive.contains_key(id))
             .map(|id| format!("something waits for the task {id}, which has ended")),
     );
+    faults
+}
+
+fn faults_of_request(tasks: &Tasks, number: u32, request: &Request) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (n, counted) = (tasks.of_request(number).count(), request.n_alive());
+    if n != counted {
+        faults.push(format!("{n} tasks of a request are alive, and {counted} are counted"));
+    }
+    if n > limits::tasks() + 1 {
+        faults.push(format!("{n} tasks are alive"));
+    }
+    // As long as a cancelled one is left, its end ends the others.
+    let mut daemons = tasks.of_request(number).filter(|(_, task)| task.ownership == Ownership::Daemon);
+    let go_on = request.any_daemons() && !daemons.any(|(_, task)| task.cancelled);
+    let is_answering = request.idle.is_some() && !request.any_awaited();
+    if go_on && (is_answering || request.only_daemons()) {
+        faults.push("a task that no request waits for goes on after all others".to_owned());
+    }
     faults
 }
 
