@@ -27,9 +27,13 @@ fn policy(limits: &str, grants: &str) -> String {
 }
 
 fn start(script: &str, limits: &str, grants: &str) -> (tempfile::TempDir, Host) {
+    start_on(script, &policy(limits, grants))
+}
+
+fn start_on(script: &str, policy: &str) -> (tempfile::TempDir, Host) {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("main.luau"), format!("local task = require('std:task')\n{script}")).unwrap();
-    fs::write(folder.path().join("policy.toml"), policy(limits, grants)).unwrap();
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
     let host = Host::start(folder.path());
     (folder, host)
 }
@@ -150,7 +154,14 @@ fn lines_records_and_failures_are_those_of_the_right_request() {
 
 #[test]
 fn a_request_over_its_cpu_limit_ends_the_vm_and_the_next_one_has_another() {
-    let (_folder, mut host) = start(SCRIPT, "cpu = \"100 ms\"", "");
+    for preemption in ["safepoint", "epoch"] {
+        let host_table = format!("instances = 32\npreemption = \"{preemption}\"");
+        spin_beside_others(&policy("cpu = \"100 ms\"", "").replace("instances = 32", &host_table));
+    }
+}
+
+fn spin_beside_others(policy: &str) {
+    let (_folder, mut host) = start_on(SCRIPT, policy);
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..3).map(|_| scope.spawn(|| host.get("/a/wait"))).collect();
         wait_for(&host, 3);
@@ -380,6 +391,23 @@ fn a_reload_keeps_the_vm_until_the_script_is_loaded_again() {
     });
     assert_eq!(host.get("/a/x").body, "102");
     host.stop();
+}
+
+#[test]
+fn a_reload_that_changes_how_requests_share_begins_anew() {
+    let text = policy("", "");
+    let (folder, host) = start_on(SCRIPT, &text);
+    let alone = text.replacen("isolation = \"tenant\"", "isolation = \"request\"", 1);
+    let heavy = text.replacen("requests =", "weight = 2\nrequests =", 1);
+    for (policy, counts) in [(&alone, ["1", "1"]), (&text, ["1", "2"]), (&heavy, ["1", "2"]), (&heavy, ["4", "5"])] {
+        host.get("/a/x");
+        fs::write(folder.path().join("policy.toml"), format!("{policy}# {}\n", counts.concat())).unwrap();
+        // A change is noticed of its own as well, so a policy may be loaded twice.
+        let n = host.count("the policy was loaded again");
+        host.signal(Signal::HUP);
+        wait_until("the reload", || host.count("the policy was loaded again") > n);
+        assert_eq!([host.get("/a/x").body, host.get("/a/x").body], counts, "{policy}");
+    }
 }
 
 #[test]
