@@ -11,19 +11,45 @@ use crate::stdlib::arguments::type_name;
 use crate::stdlib::headers;
 use crate::{failure, memory};
 
+/// The names of a request's parts.
+pub struct Keys {
+    method: LuaString,
+    path: LuaString,
+    query: LuaString,
+    headers: LuaString,
+    body: LuaString,
+}
+
+impl Keys {
+    /// Makes them, for all requests.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(lua: &Lua) -> mlua::Result<Self> {
+        let key = |name: &str| lua.create_string(name);
+        Ok(Self {
+            method: key("method")?,
+            path: key("path")?,
+            query: key("query")?,
+            headers: key("headers")?,
+            body: key("body")?,
+        })
+    }
+}
+
 /// Makes the table.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn request_table(lua: &Lua, request: Request) -> mlua::Result<Table> {
+pub fn request_table(lua: &Lua, keys: &Keys, request: Request) -> mlua::Result<Table> {
     let Request { method, path, query, headers, body } = request;
-    let table = lua.create_table()?;
-    table.raw_set("method", method)?;
-    table.raw_set("path", path)?;
+    let table = lua.create_table_with_capacity(0, 5)?;
+    table.raw_set(&keys.method, method)?;
+    table.raw_set(&keys.path, path)?;
     // Of several values of one name, the last wins.
-    table.raw_set("query", lua.create_table_from(query.into_iter().collect::<BTreeMap<_, _>>())?)?;
-    table.raw_set("headers", headers::to_table(lua, headers)?)?;
-    table.raw_set("body", memory::string(lua, &body)?)?;
+    table.raw_set(&keys.query, lua.create_table_from(query.into_iter().collect::<BTreeMap<_, _>>())?)?;
+    table.raw_set(&keys.headers, headers::to_table(lua, headers)?)?;
+    table.raw_set(&keys.body, memory::string(lua, &body)?)?;
     Ok(table)
 }
 

@@ -24,6 +24,7 @@ pub struct Vm {
     lua: Lua,
     /// The table that `prelude.luau` returned.
     prelude: Table,
+    every: Every,
     /// What `load` has left for `start`.
     entry: Entry,
     /// Where first tasks leave their ends, with the numbers of their requests.
@@ -34,6 +35,16 @@ pub struct Vm {
     used: bool,
     /// See [`interrupt`].
     interrupt: *const (),
+}
+
+/// What every request needs. To look it up by name makes a string each time, and under a memory limit a protected
+/// call for the string.
+struct Every {
+    run_first: Function,
+    run_cleanups: Function,
+    take_unawaited: Function,
+    seed: Function,
+    keys: request::Keys,
 }
 
 type Ends = Rc<RefCell<Vec<(u32, Finish)>>>;
@@ -69,9 +80,10 @@ impl Vm {
         #[cfg(target_arch = "wasm32")]
         crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
+        let every = Every::find(&lua, &prelude)?;
         seal::seal(&lua)?;
         let (ends, outlived) = (Ends::default(), BTreeSet::new());
-        Ok(Self { lua, prelude, entry: Entry::Absent, ends, outlived, used: false, interrupt })
+        Ok(Self { lua, prelude, every, entry: Entry::Absent, ends, outlived, used: false, interrupt })
     }
 
     /// The VM itself, for a test that has functions of its own in it.
@@ -196,8 +208,8 @@ impl Vm {
         };
         let (function, arguments) = match (event, &self.entry) {
             (Event::Request(inbound), Entry::Handler(handler)) => {
-                let table =
-                    request::request_table(&self.lua, inbound).map_err(|error| failure::describe_error(&error))?;
+                let table = request::request_table(&self.lua, &self.every.keys, inbound)
+                    .map_err(|error| failure::describe_error(&error))?;
                 (handler.clone(), MultiValue::from_iter([Value::Table(table)]))
             }
             (Event::Run(arguments), Entry::Script(script)) => {
@@ -228,15 +240,14 @@ impl Vm {
     fn thaw(&self, seed: u64) -> mlua::Result<()> {
         sandbox::restart_clock(&self.lua);
         // `math.randomseed` takes 32 bits.
-        let math: Table = self.lua.globals().get("math")?;
-        math.raw_get::<Function>("randomseed")?.call(((seed ^ (seed >> 32)) as u32).cast_signed())
+        self.every.seed.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
 
     /// Makes the first task.
     fn begin(&self, request: u32, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<()> {
         let mut values = arguments;
         values.push_front(Value::Function(function));
-        let body: Function = self.prelude.raw_get("run_first")?;
+        let body = self.every.run_first.clone();
         let thread = self.lua.create_thread(body)?.into_async::<(bool, Value)>(values)?;
         let (lua, ends) = (self.lua.clone(), self.ends.clone());
         let first = move |id| async move {
@@ -256,7 +267,7 @@ impl Vm {
         // A host that gives a number twice ends the request that had it.
         scheduler::close(request);
         operation::close(request);
-        scheduler::open(request, first, self.prelude.raw_get("run_cleanups")?);
+        scheduler::open(request, first, self.every.run_cleanups.clone());
         Ok(())
     }
 
@@ -348,8 +359,7 @@ impl Vm {
     }
 
     fn log_unawaited(&self, request: u32) {
-        let take = self.prelude.raw_get::<Function>("take_unawaited");
-        let Ok((failures, more)) = take.and_then(|take| take.call::<(Vec<Value>, u32)>(request)) else { return };
+        let Ok((failures, more)) = self.every.take_unawaited.call::<(Vec<Value>, u32)>(request) else { return };
         for value in &failures {
             let ScriptError { message, traceback } = failure::script_error(&self.lua, value);
             let text = format!("a task failed, and none awaited it: {message}\n{traceback}");
@@ -358,6 +368,18 @@ impl Vm {
         if more > 0 {
             host::log(request, Level::Error, format!("{more} more tasks failed").as_bytes());
         }
+    }
+}
+
+impl Every {
+    fn find(lua: &Lua, prelude: &Table) -> mlua::Result<Self> {
+        Ok(Self {
+            run_first: prelude.raw_get("run_first")?,
+            run_cleanups: prelude.raw_get("run_cleanups")?,
+            take_unawaited: prelude.raw_get("take_unawaited")?,
+            seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
+            keys: request::Keys::new(lua)?,
+        })
     }
 }
 

@@ -77,6 +77,7 @@ use self::{
     requests::Requests,
     scheduler::Scheduler,
     state::{Reach, State},
+    tenant_image::Dirty,
     vm::{Guest, Preempt, Vm},
 };
 use crate::{
@@ -299,7 +300,7 @@ impl Runtime {
     async fn drive(self: Arc<Self>, mut job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
         // First here, so dropped last: a worker's place is free when nothing of its VM is left.
         let _held = job.effects.take_held();
-        let Job { image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
+        let Job { share, image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
         let limits = effects.limits();
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
         let mut requests = Requests::default();
@@ -317,6 +318,10 @@ impl Runtime {
             {
                 let n_stalls = requests.n_stalls(ALONE);
                 let ended = Ended { finish, cpu: cpu.used(), n_stalls, has_detached: n_waiting > 0 };
+                if tracing::enabled!(target: "neoc::pages", tracing::Level::DEBUG) {
+                    let Dirty { n_pages, n_regions } = Dirty::between(&self.base_memory, vm.memory().map_err(failed)?);
+                    tracing::debug!(target: "neoc::pages", tenant = &*share.tenant, n_pages, n_regions, "to put back");
+                }
                 // Nobody waits for it when the client has left.
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached. What waits all the same has no business to.

@@ -129,9 +129,49 @@ impl Difference {
     }
 }
 
+/// What a slot has to put back when its VM is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dirty {
+    /// Pages that differ from the base image.
+    pub n_pages: usize,
+    /// Runs of such pages side by side. Over 32 of them the slot gives the rest of its memory back to the system,
+    /// which costs page faults later.
+    pub n_regions: usize,
+}
+
+impl Dirty {
+    /// Compares a VM's memory with the base image. Takes about as long as the request did.
+    pub fn between(base: &[u8], memory: &[u8]) -> Self {
+        let (mut n_pages, mut n_regions, mut was_dirty) = (0, 0, false);
+        for (index, page) in memory.chunks(PAGE_BYTES).enumerate() {
+            let start = index * PAGE_BYTES;
+            let is_dirty = match base.get(start..start + page.len()) {
+                Some(before) => before != page,
+                None => page.iter().any(|byte| *byte != 0),
+            };
+            n_pages += usize::from(is_dirty);
+            n_regions += usize::from(is_dirty && !was_dirty);
+            was_dirty = is_dirty;
+        }
+        Self { n_pages, n_regions }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dirty_pages_side_by_side_are_one_region() {
+        let base = vec![7; 4 * PAGE_BYTES];
+        let mut memory = base.clone();
+        memory.resize(6 * PAGE_BYTES, 0);
+        assert_eq!(Dirty::between(&base, &memory), Dirty { n_pages: 0, n_regions: 0 });
+        for page in [0, 2, 3, 5] {
+            memory[page * PAGE_BYTES + 1] ^= 1;
+        }
+        assert_eq!(Dirty::between(&base, &memory), Dirty { n_pages: 4, n_regions: 3 });
+    }
 
     #[test]
     fn a_difference_makes_one_memory_into_the_other() {
