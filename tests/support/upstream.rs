@@ -91,6 +91,10 @@ fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut head = String::new();
     while reader.read_line(&mut head)? > 2 {}
+    if !head.ends_with("\r\n\r\n") {
+        // A call that was stopped before it had sent its request.
+        return Ok(());
+    }
     let length =
         head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
