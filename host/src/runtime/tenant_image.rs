@@ -76,7 +76,7 @@ pub type SharedImage = Arc<TenantImage>;
 // === impl Difference ===
 
 impl Difference {
-    /// What `after` has that `before` has not, from `start` on. Memory that `before` does not have starts as zeros.
+    /// What `after` has that `before` has not, from `start` on.
     ///
     /// # Errors
     /// For memories of 4 GiB and more.
@@ -84,12 +84,8 @@ impl Difference {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for (index, line) in after.chunks(LINE_BYTES).enumerate().skip(start / LINE_BYTES) {
             let range = index * LINE_BYTES..index * LINE_BYTES + line.len();
-            let is_same = match before.get(range.clone()) {
-                Some(old) => old == line,
-                None => line.iter().all(|byte| *byte == 0),
-            };
             match runs.last_mut() {
-                _ if is_same => {}
+                _ if is_unchanged(before, range.start, line) => {}
                 Some(run) if run.end == range.start => run.end = range.end,
                 _ => runs.push(range),
             }
@@ -129,6 +125,14 @@ impl Difference {
     }
 }
 
+/// Whether a piece of a memory is as it was. Memory that was not there before starts as zeros.
+fn is_unchanged(before: &[u8], start: usize, piece: &[u8]) -> bool {
+    match before.get(start..start + piece.len()) {
+        Some(old) => old == piece,
+        None => piece.iter().all(|byte| *byte == 0),
+    }
+}
+
 /// What a slot has to put back when its VM is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dirty {
@@ -144,11 +148,7 @@ impl Dirty {
     pub fn between(base: &[u8], memory: &[u8]) -> Self {
         let (mut n_pages, mut n_regions, mut was_dirty) = (0, 0, false);
         for (index, page) in memory.chunks(PAGE_BYTES).enumerate() {
-            let start = index * PAGE_BYTES;
-            let is_dirty = match base.get(start..start + page.len()) {
-                Some(before) => before != page,
-                None => page.iter().any(|byte| *byte != 0),
-            };
+            let is_dirty = !is_unchanged(base, index * PAGE_BYTES, page);
             n_pages += usize::from(is_dirty);
             n_regions += usize::from(is_dirty && !was_dirty);
             was_dirty = is_dirty;
