@@ -434,7 +434,7 @@ impl Sandbox {
     fn job(&self, handler: &str, module: &str, cpu: &Arc<CpuBudget>) -> Job {
         fs::write(self.folder.path().join("m.luau"), module).unwrap();
         let modules = Arc::new(Folder::of_script(&self.folder.path().join("test.luau"), None));
-        let share = Share { tenant: "test".into(), weight: NonZeroU32::MIN };
+        let share = Share::new("test".into(), NonZeroU32::MIN);
         let memory_bytes = 32 << 20;
         let entry = Module { name: "test.luau".into(), source: handler.into() };
         let source =

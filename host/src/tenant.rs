@@ -93,7 +93,7 @@ impl Tenant {
         runtime: &Arc<Runtime>,
     ) -> Result<Survey, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
-        let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
+        let share = Share::new(Arc::clone(&name), policy.limits.weight);
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::new(Quota::new(policy)));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
@@ -129,7 +129,7 @@ impl Tenant {
             let loaded = Self::load_with(policy, data_dir, runtime, requests, log_quota).await?;
             return Ok((loaded, true));
         }
-        let share = Share { tenant: Arc::clone(&self.name), weight: policy.limits.weight };
+        let share = Share::new(Arc::clone(&self.name), policy.limits.weight);
         let (name, image, modules) = (Arc::clone(&self.name), Arc::clone(&self.image), Arc::clone(&self.modules));
         let is_same = self.policy.isolation == policy.isolation && self.share.weight == share.weight;
         let resident = if is_same { self.resident.clone() } else { resident(&policy, &share, &image) };
@@ -158,7 +158,7 @@ impl Tenant {
         log_quota: Arc<Quota>,
     ) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
-        let share = Share { tenant: Arc::clone(&name), weight: policy.limits.weight };
+        let share = Share::new(Arc::clone(&name), policy.limits.weight);
         let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));

@@ -80,5 +80,5 @@ fn no_modules() -> Arc<Folder> {
 }
 
 fn share() -> Share {
-    Share { tenant: "test".into(), weight: NonZeroU32::MIN }
+    Share::new("test".into(), NonZeroU32::MIN)
 }

@@ -11,7 +11,8 @@ use crate::{
     server::{Bound, Service},
 };
 
-/// Threads that do I/O: the broker, timers and sockets. Scripts have threads of their own.
+/// Threads that do I/O: the broker, timers and sockets. Scripts have threads of their own, but may have a turn on all
+/// of these but one.
 const IO_THREADS: usize = 2;
 
 /// Threads for file and store operations.

@@ -100,7 +100,7 @@ async fn run(
     source: Source,
     arguments: Vec<String>,
 ) -> super::Result {
-    let share = Share { tenant: tenant.name.as_str().into(), weight: tenant.limits.weight };
+    let share = Share::new(tenant.name.as_str().into(), tenant.limits.weight);
     let (memory_bytes, modules) = (source.memory_bytes, Arc::clone(&source.modules));
     let image = match runtime.load(&share, source, ScriptLog::terminal(tenant.allow.log)).await {
         Ok(image) => Arc::new(image),

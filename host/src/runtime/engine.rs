@@ -2,10 +2,11 @@
 //!
 //! Each setting that differs from wasmtime's default has its reason beside it.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, sync::Arc};
 
-use wasmtime::{Collector, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Strategy};
+use wasmtime::{Collector, Config, Engine, InstanceAllocationStrategy, Strategy};
 
+use super::memory::{self, GC_HEAP_BYTES, Memories, Stacks};
 use crate::policy::Preemption;
 
 /// Most linear memory that one VM may have, in bytes. `memory.fill` and `memory.copy` cannot be
@@ -20,26 +21,31 @@ const WASM_STACK_BYTES: usize = 1024 * 1024;
 /// the host's part would abort the process, so it is never less than 1 MiB.
 const FIBER_STACK_BYTES: usize = 2 * 1024 * 1024;
 
-/// Most elements in the guest's function table.
-const MAX_TABLE_ELEMENTS: usize = 20_000;
-
-/// Linear memory and table bytes that a slot keeps resident between guests, in bytes. They are
-/// reset by copying or zeroing, which is cheaper than page faults for the pages a small request touches.
-const KEEP_RESIDENT_BYTES: usize = 8 * 1024 * 1024;
-
-/// Bytes at the top of a fiber's stack that are zeroed in place between guests; the rest, which few
-/// calls reach, goes back to the system.
-const KEEP_STACK_BYTES: usize = 16 * 1024;
-
-/// Builds the engine with room for `instances` live VMs.
+/// Builds the engine of the VMs, whose memories and stacks have their places in ours.
 ///
 /// # Errors
-/// When the machine cannot reserve the address space, or its processor lacks what the settings need.
-pub fn build(instances: u32, preemption: Preemption) -> wasmtime::Result<Engine> {
+/// When the processor lacks what the settings need.
+pub fn build(memories: &Arc<Memories>, preemption: Preemption) -> wasmtime::Result<Engine> {
+    let mut config = settings(preemption);
+    config
+        .with_host_memory(Arc::new(memory::Creator(Arc::clone(memories))))
+        .with_host_stack(Arc::new(memory::StackCreator(Stacks::new(memories.system()))));
+    Engine::new(&config)
+}
+
+/// Builds an engine for the guest as it was built, whose memory is filled from its own data.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_plain(preemption: Preemption) -> wasmtime::Result<Engine> {
+    Engine::new(&settings(preemption))
+}
+
+fn settings(preemption: Preemption) -> Config {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)))
+        .allocation_strategy(InstanceAllocationStrategy::OnDemand)
         .epoch_interruption(preemption == Preemption::Epoch)
         .max_wasm_stack(WASM_STACK_BYTES)
         .async_stack_size(FIBER_STACK_BYTES)
@@ -49,6 +55,11 @@ pub fn build(instances: u32, preemption: Preemption) -> wasmtime::Result<Engine>
         // with the null collector an error storm would exhaust it.
         .wasm_exceptions(true)
         .collector(Collector::DeferredReferenceCounting)
+        // Their heap is small, and by its size we know it from a guest's memory.
+        .gc_heap_reservation(GC_HEAP_BYTES as u64)
+        .gc_heap_guard_size(0)
+        .gc_heap_reservation_for_growth(0)
+        .gc_heap_may_move(false)
         // Everything that the guest does not use is off.
         .wasm_threads(false)
         .shared_memory(false)
@@ -61,36 +72,5 @@ pub fn build(instances: u32, preemption: Preemption) -> wasmtime::Result<Engine>
         // Cheap traps. Core dumps of traps are a feature that is not compiled in.
         .debug_info(false)
         .wasm_backtrace_max_frames(NonZeroUsize::new(20));
-    Engine::new(&config)
-}
-
-fn pool(instances: u32) -> PoolingAllocationConfig {
-    let mut pool = PoolingAllocationConfig::default();
-    pool.total_core_instances(instances)
-        // A GC heap takes a memory slot too.
-        .total_memories(instances.saturating_mul(2))
-        .total_gc_heaps(instances)
-        .total_tables(instances)
-        .total_stacks(instances)
-        .max_memories_per_module(1)
-        .max_tables_per_module(4)
-        .table_elements(MAX_TABLE_ELEMENTS)
-        .max_memory_size(MAX_MEMORY_BYTES)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(64 * 1024)
-        .async_stack_keep_resident(KEEP_STACK_BYTES)
-        .decommit_batch_size(1);
-    if swap_is_on() {
-        // A swapped-out page looks untouched to the scan, and would be handed to the next tenant as it is.
-        tracing::warn!("swap is on: instances are reset the slow way, because the fast one is not safe with it");
-    } else {
-        pool.pagemap_scan(Enabled::Auto);
-    }
-    pool
-}
-
-/// Whether the machine swaps. Unknown counts as yes.
-fn swap_is_on() -> bool {
-    // The first line of the table is its heading.
-    std::fs::read_to_string("/proc/swaps").map_or(true, |table| table.lines().count() > 1)
+    config
 }

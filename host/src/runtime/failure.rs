@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wasmtime::{PoolConcurrencyLimitError, Trap};
+use wasmtime::Trap;
 
 use super::{meter::CpuExhausted, requests::StalledForTooLong};
 use crate::policy::shown_time;
@@ -43,8 +43,6 @@ impl Failure {
             Self::Cpu(cpu)
         } else if error.is::<StalledForTooLong>() {
             Self::Stalled
-        } else if error.is::<PoolConcurrencyLimitError>() {
-            Self::Capacity
         } else if let Some(trap) = error.downcast_ref::<Trap>() {
             Self::Trap(trap.to_string())
         } else {

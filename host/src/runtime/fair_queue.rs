@@ -13,7 +13,10 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     num::NonZeroU32,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,9 @@ use super::preempt::SLICE;
 /// Tenants that are remembered though they have nothing to run, before those that need not be are forgotten.
 const MIN_REMEMBERED: usize = 64;
 
+/// A tenant counts as quick again after so many turns since a long one.
+const N_QUICK_TURNS: u32 = 64;
+
 /// A tenant's part in the workers' time.
 #[derive(Debug, Clone)]
 pub struct Share {
@@ -31,6 +37,15 @@ pub struct Share {
     pub tenant: Arc<str>,
     /// Its time is in proportion to it, where several want all.
     pub weight: NonZeroU32,
+    /// How long its turns have been of late.
+    pace: Arc<Pace>,
+}
+
+/// How long a tenant's turns have been of late.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Turns until it counts as quick.
+    n_turns: AtomicU32,
 }
 
 /// What runs of a tenant's. It goes back to [`FairQueue::end`].
@@ -40,6 +55,7 @@ pub struct Turn {
     /// Virtual time that it was charged in advance.
     charged: u64,
     weight: NonZeroU32,
+    pace: Arc<Pace>,
 }
 
 /// Runnable guests, one line per tenant.
@@ -66,6 +82,7 @@ struct Line<T> {
     items: VecDeque<T>,
     n_running: u32,
     weight: NonZeroU32,
+    pace: Arc<Pace>,
     /// Nanoseconds of the workers' time over the weight, with what runs now charged in advance as whole slices.
     virtual_time: u64,
     /// Whether it has waited or run since it last had nothing to run. Of two with the same virtual time, who comes
@@ -76,6 +93,38 @@ struct Line<T> {
 
 /// A line among those that wait: by virtual time, then as [`Line`] says, then by arrival.
 type Place = (u64, bool, u64, Arc<str>);
+
+// === impl Share ===
+
+impl Share {
+    /// That of a tenant that has had no turn yet.
+    pub fn new(tenant: Arc<str>, weight: NonZeroU32) -> Self {
+        Self { tenant, weight, pace: Arc::default() }
+    }
+
+    /// Whether none of the tenant's last turns was long.
+    pub fn is_quick(&self) -> bool {
+        self.pace.is_quick()
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    fn note(&self, is_long: bool) {
+        let n_turns = self.n_turns.load(Ordering::Relaxed);
+        if is_long {
+            self.n_turns.store(N_QUICK_TURNS, Ordering::Relaxed);
+        } else if n_turns > 0 {
+            // Two at once may count as one.
+            self.n_turns.store(n_turns - 1, Ordering::Relaxed);
+        }
+    }
+
+    fn is_quick(&self) -> bool {
+        self.n_turns.load(Ordering::Relaxed) == 0
+    }
+}
 
 // === impl FairQueue ===
 
@@ -95,14 +144,22 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// Appends to the tenant's line. Never waits.
+    /// Appends to the tenant's line, and calls a worker. Never waits.
     pub fn push(&self, share: &Share, item: T) {
+        self.push_quietly(share, item);
+        self.call();
+    }
+
+    /// Appends to the tenant's line. Whoever does so sees to it that somebody begins a turn.
+    pub fn push_quietly(&self, share: &Share, item: T) {
         let mut lines = self.lines.lock();
-        if lines.closed {
-            return;
+        if !lines.closed {
+            lines.push(share, item);
         }
-        lines.push(share, item);
-        drop(lines);
+    }
+
+    /// Calls a worker that rests, if there is one.
+    pub fn call(&self) {
         self.arrival.notify_one();
     }
 
@@ -120,8 +177,22 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Ends a turn that took `time`.
-    pub fn end(&self, turn: Turn, time: Duration) {
+    /// Begins the next turn if its tenant is quick, and `may` it. Else it is a worker's, which is called.
+    pub fn begin_if_quick(&self, may: impl FnOnce(&T) -> bool) -> Option<(Turn, T)> {
+        let mut lines = self.lines.lock();
+        let (.., tenant) = lines.waiting.first()?;
+        let line = lines.by_tenant.get(tenant)?;
+        if line.pace.is_quick() && line.items.front().is_some_and(may) {
+            return lines.begin();
+        }
+        drop(lines);
+        self.call();
+        None
+    }
+
+    /// Ends a turn that took `time`. `is_long`: the tenant does not count as quick for some turns.
+    pub fn end(&self, turn: Turn, time: Duration, is_long: bool) {
+        turn.pace.note(is_long);
         self.lines.lock().end(turn, time);
     }
 
@@ -147,11 +218,15 @@ impl<T> Lines<T> {
             items: VecDeque::new(),
             n_running: 0,
             weight: share.weight,
+            pace: Arc::clone(&share.pace),
             virtual_time: *now,
             is_continuing: false,
             arrival: 0,
         });
         line.weight = share.weight;
+        if !Arc::ptr_eq(&line.pace, &share.pace) {
+            line.pace = Arc::clone(&share.pace);
+        }
         if line.items.is_empty() {
             line.is_continuing = line.n_running > 0;
             if !line.is_continuing {
@@ -169,7 +244,8 @@ impl<T> Lines<T> {
         let line = self.by_tenant.get_mut(&tenant)?;
         let item = line.items.pop_front()?;
         self.now = self.now.max(virtual_time);
-        let turn = Turn { charged: over(SLICE, line.weight), weight: line.weight, tenant };
+        let charged = over(SLICE, line.weight);
+        let turn = Turn { charged, weight: line.weight, pace: Arc::clone(&line.pace), tenant };
         self.n_running += 1;
         line.n_running += 1;
         line.is_continuing = true;
@@ -183,7 +259,7 @@ impl<T> Lines<T> {
     }
 
     fn end(&mut self, turn: Turn, time: Duration) {
-        let Turn { tenant, charged, weight } = turn;
+        let Turn { tenant, charged, weight, .. } = turn;
         self.n_running = self.n_running.saturating_sub(1);
         if self.n_running == 0 && self.waiting.is_empty() {
             // Nobody waited for anybody: all begin anew.
@@ -222,7 +298,7 @@ mod tests {
     use super::*;
 
     fn share(tenant: &str, weight: u32) -> Share {
-        Share { tenant: tenant.into(), weight: NonZeroU32::new(weight).expect("not 0") }
+        Share::new(tenant.into(), NonZeroU32::new(weight).expect("not 0"))
     }
 
     /// One worker and some tenants that always have something to run, for `n` turns, each as long as its tenant likes
@@ -239,7 +315,7 @@ mod tests {
             had[index] += length;
             // A guest that is not done comes back while its turn still runs.
             queue.push(share, index);
-            queue.end(turn, Duration::from_millis(*length));
+            queue.end(turn, Duration::from_millis(*length), false);
         }
         had
     }
@@ -266,7 +342,7 @@ mod tests {
         queue.push(&calm, "c0");
         let order = [(); 4].map(|()| {
             let (turn, name) = queue.begin().expect("somebody waits");
-            queue.end(turn, SLICE);
+            queue.end(turn, SLICE, false);
             name
         });
         assert_eq!(order, ["b0", "c0", "b1", "b2"]);
@@ -287,11 +363,11 @@ mod tests {
                 // It arrives while others run.
                 queue.push(&self::share("calm", 1), "calm");
             }
-            queue.end(turn, SLICE);
+            queue.end(turn, SLICE, false);
             if round % 10 == 9 {
                 let (turn, item) = queue.begin().expect("somebody waits");
                 assert_eq!(item, "calm", "round {round}");
-                queue.end(turn, Duration::from_micros(50));
+                queue.end(turn, Duration::from_micros(50), false);
             }
         }
     }
@@ -316,7 +392,7 @@ mod tests {
                     queue.push(&napping, &napping);
                 }
             }
-            queue.end(turn, SLICE);
+            queue.end(turn, SLICE, false);
         }
         let (busy, napping) = (had["busy"], had["napping"]);
         assert!(busy.abs_diff(napping) <= 10, "{busy} {napping}");
@@ -349,7 +425,7 @@ mod tests {
                 if turn.tenant == busy.tenant {
                     queue.push(&busy, ());
                 }
-                queue.end(turn, Duration::from_micros(50));
+                queue.end(turn, Duration::from_micros(50), false);
             }
             most = most.max(queue.lines.lock().by_tenant.len());
         }
@@ -364,5 +440,26 @@ mod tests {
         assert!(queue.begin().is_none());
         queue.push(&share("a", 1), 2);
         assert!(queue.begin().is_none());
+    }
+
+    #[test]
+    fn a_turn_that_is_not_only_for_workers_is_the_next_one_of_a_quick_tenant() {
+        let queue = FairQueue::default();
+        let (quick, slow) = (share("quick", 1), share("slow", 1));
+        queue.push(&slow, "slow");
+        let (turn, _) = queue.begin().expect("waits");
+        queue.end(turn, SLICE, true);
+        for turn_number in 0..=N_QUICK_TURNS {
+            queue.push(&slow, "slow");
+            let next = queue.begin_if_quick(|_| true);
+            assert_eq!(next.is_some(), turn_number == N_QUICK_TURNS, "{turn_number}");
+            let (turn, _) = next.or_else(|| queue.begin()).expect("waits");
+            queue.end(turn, Duration::from_micros(50), false);
+        }
+        queue.push(&quick, "quick");
+        assert!(queue.begin_if_quick(|item| *item != "quick").is_none(), "it may not");
+        queue.push(&slow, "slow");
+        let (_turn, item) = queue.begin_if_quick(|_| true).expect("both are quick");
+        assert_eq!(item, "quick", "whose turn it is");
     }
 }

@@ -3,7 +3,10 @@
 //! `init` creates the Luau VM and its libraries. wasmtime-wizer runs it and writes the memory it
 //! leaves into a new module, so that a fresh instance starts with the VM already there. Compiling
 //! that module takes seconds, mapping the compiled file takes less than a millisecond; so the
-//! compiled file is cached under a name that holds everything it depends on.
+//! compiled file is cached under a name that holds everything it depends on. Beside it are the bytes
+//! that a VM's memory begins with.
+
+mod data;
 
 use std::{
     fs::{self, File},
@@ -16,7 +19,7 @@ use wasmtime::{Engine, Linker, Module, Store};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 use wasmtime_wizer::Wizer;
 
-use super::safepoint;
+use super::{engine, memory::Content, safepoint};
 use crate::policy::Preemption;
 
 /// The guest as it was built by `guest/build.sh`.
@@ -39,6 +42,21 @@ pub enum ImageError {
     Build(#[source] wasmtime::Error),
 }
 
+/// The guest after its `init`.
+pub struct BaseImage {
+    /// Its code, and the state that is not in memory.
+    pub module: Module,
+    /// Its memory.
+    pub content: Content,
+}
+
+/// The files of an image are named by what they hold.
+#[derive(Debug, PartialEq, Eq)]
+struct Hashes {
+    code: blake3::Hash,
+    memory: blake3::Hash,
+}
+
 /// Gives the base image: from the cache when it holds a sound one, else built and put there.
 ///
 /// # Errors
@@ -49,27 +67,33 @@ pub fn load_or_build(
     guest: &[u8],
     preemption: Preemption,
     cache_dir: &Path,
-) -> Result<Module, ImageError> {
+) -> Result<BaseImage, ImageError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ImageError::Cache { path, source }
     };
     fs::create_dir_all(cache_dir).map_err(failed(cache_dir))?;
-    // The key's file names the image's file by its content. So two processes that build at once, each
-    // its own, never make an image and a hash that do not belong together.
+    // The key's file names the image's files by what they hold. So two processes that build at once, each
+    // its own, never make files and hashes that do not belong together.
     let pointer = cache_dir.join(cache_key(engine, guest, preemption)).with_extension("blake3");
-    if let Some(module) = load(engine, &pointer) {
-        return Ok(module);
+    if let Some(image) = load(engine, &pointer) {
+        return Ok(image);
     }
     tracing::info!("compiling the base image; this happens once per version and machine");
-    let mut snapshot = snapshot(engine, guest).map_err(ImageError::Build)?;
-    if preemption == Preemption::Safepoint {
-        snapshot = safepoint::instrument(&snapshot).map_err(ImageError::Build)?;
-    }
-    let compiled = engine.precompile_module(&snapshot).map_err(ImageError::Build)?;
-    store(&pointer, &compiled).map_err(failed(&pointer))?;
+    let (compiled, memory) = build(engine, guest, preemption).map_err(ImageError::Build)?;
+    store(&pointer, &compiled, &memory).map_err(failed(&pointer))?;
     load(engine, &pointer)
         .ok_or_else(|| ImageError::Build(wasmtime::Error::msg("the image just written does not load")))
+}
+
+/// Compiles the guest as `init` leaves it. Gives its code and its memory.
+fn build(engine: &Engine, guest: &[u8], preemption: Preemption) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
+    let snapshot = snapshot(&engine::build_plain(preemption)?, guest)?;
+    let (mut code, memory) = data::take_out(&snapshot)?;
+    if preemption == Preemption::Safepoint {
+        code = safepoint::instrument(&code)?;
+    }
+    Ok((engine.precompile_module(&code)?, memory))
 }
 
 /// Everything that the compiled code depends on: the guest, and wasmtime's version and settings.
@@ -87,35 +111,43 @@ fn cache_key(engine: &Engine, guest: &[u8], preemption: Preemption) -> String {
     hasher.write(guest);
     // What is done to the guest before it is compiled.
     hasher.write(match preemption {
-        Preemption::Safepoint => b"safepoint 1",
-        Preemption::Epoch => b"epoch",
+        Preemption::Safepoint => b"safepoint 2",
+        Preemption::Epoch => b"epoch 2",
     });
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hasher.0.finalize().to_hex().to_string()
 }
 
 /// Maps a cached image. None when it is absent, corrupt or foreign; then it is rebuilt.
-fn load(engine: &Engine, pointer: &Path) -> Option<Module> {
-    let expected = blake3::Hash::from_hex(fs::read(pointer).ok()?).ok()?;
-    let path = image_path(pointer, expected);
-    let mut file = File::open(&path).ok()?;
+fn load(engine: &Engine, pointer: &Path) -> Option<BaseImage> {
+    let hashes = Hashes::read(&fs::read_to_string(pointer).ok()?)?;
+    let (file, _) = verified(&hashes.code_path(pointer), hashes.code)?;
+    let (_, memory) = verified(&hashes.memory_path(pointer), hashes.memory)?;
+    let content = Content::new(&memory);
+    let content = content.inspect_err(|error| tracing::warn!("the cached base image does not load: {error}")).ok()?;
+    // SAFETY: `deserialize_open_file` trusts the file to be what this engine wrote. Its hash was
+    // just compared with the pointer's, over this same open file; the pointer's name is a hash of the
+    // guest, the wasmtime version and the engine settings; and the folder belongs to the operator.
+    #[allow(unsafe_code)]
+    let module = unsafe { Module::deserialize_open_file(engine, file) };
+    let module = module.inspect_err(|error| tracing::warn!("the cached base image does not load: {error:#}")).ok()?;
+    Some(BaseImage { module, content })
+}
+
+/// Opens and reads a file that is to have this hash.
+fn verified(path: &Path, expected: blake3::Hash) -> Option<(File, Vec<u8>)> {
+    let mut file = File::open(path).ok()?;
     let mut content = Vec::new();
     file.read_to_end(&mut content).ok()?;
     if blake3::hash(&content) != expected {
         tracing::warn!(path = %path.display(), "the cached base image is corrupt; building it again");
         return None;
     }
-    drop(content);
-    // SAFETY: `deserialize_open_file` trusts the file to be what this engine wrote. Its hash was
-    // just compared with the pointer's, over this same open file; the pointer's name is a hash of the
-    // guest, the wasmtime version and the engine settings; and the folder belongs to the operator.
-    #[allow(unsafe_code)]
-    let module = unsafe { Module::deserialize_open_file(engine, file) };
-    module.inspect_err(|error| tracing::warn!("the cached base image does not load: {error:#}")).ok()
+    Some((file, content))
 }
 
 /// Writes the image, then what points to it, so that a crash never leaves half of either.
-fn store(pointer: &Path, compiled: &[u8]) -> io::Result<()> {
+fn store(pointer: &Path, code: &[u8], memory: &[u8]) -> io::Result<()> {
     let replace = |target: &Path, content: &[u8]| {
         let temporary = target.with_extension(format!("{}.tmp", std::process::id()));
         let mut file = File::create(&temporary)?;
@@ -123,13 +155,29 @@ fn store(pointer: &Path, compiled: &[u8]) -> io::Result<()> {
         file.sync_all()?;
         fs::rename(temporary, target)
     };
-    let hash = blake3::hash(compiled);
-    replace(&image_path(pointer, hash), compiled)?;
-    replace(pointer, hash.to_hex().as_bytes())
+    let hashes = Hashes { code: blake3::hash(code), memory: blake3::hash(memory) };
+    replace(&hashes.code_path(pointer), code)?;
+    replace(&hashes.memory_path(pointer), memory)?;
+    replace(pointer, hashes.written().as_bytes())
 }
 
-fn image_path(pointer: &Path, hash: blake3::Hash) -> PathBuf {
-    pointer.with_file_name(hash.to_hex().as_str()).with_extension("cwasm")
+impl Hashes {
+    fn read(text: &str) -> Option<Self> {
+        let (code, memory) = text.split_once('\n')?;
+        Some(Self { code: blake3::Hash::from_hex(code).ok()?, memory: blake3::Hash::from_hex(memory).ok()? })
+    }
+
+    fn written(&self) -> String {
+        format!("{}\n{}", self.code.to_hex(), self.memory.to_hex())
+    }
+
+    fn code_path(&self, pointer: &Path) -> PathBuf {
+        pointer.with_file_name(self.code.to_hex().as_str()).with_extension("cwasm")
+    }
+
+    fn memory_path(&self, pointer: &Path) -> PathBuf {
+        pointer.with_file_name(self.memory.to_hex().as_str()).with_extension("memory")
+    }
 }
 
 /// Runs the guest's `init` and writes what it leaves into a module.

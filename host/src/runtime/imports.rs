@@ -3,8 +3,6 @@
 //! Every pointer and length is checked with checked arithmetic, sizes are capped before anything is
 //! copied, and bytes are copied in once, so that what was checked is what is used.
 
-use std::task::Poll;
-
 use neoc_abi::{Call, event::Finish, log::Record, wire};
 use serde::de::DeserializeOwned;
 use wasmtime::{Caller, Error, Linker, Result};
@@ -12,6 +10,7 @@ use wasmtime::{Caller, Error, Linker, Result};
 use super::{
     clocks::{self, Clocks},
     state::State,
+    turn,
 };
 use crate::policy::MAX_BODY_BYTES;
 
@@ -120,15 +119,7 @@ fn log(mut caller: Caller<'_, State>, number: u32, pointer: u32, length: u32) ->
 /// Called by Luau's interrupt: ends a guest that is over its budget, else lets others run.
 async fn pause(caller: Caller<'_, State>) -> Result<()> {
     caller.data().meter.check()?;
-    let mut paused = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut paused, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+    turn::interrupt().await;
     Ok(())
 }
 

@@ -61,11 +61,11 @@ impl Runtime {
         log: ScriptLog,
     ) -> Result<TenantImage, LoadError> {
         let runtime = Arc::clone(self);
-        self.on_worker(share, async move {
+        self.by_turns(share, false, async move {
             let failed = |error: wasmtime::Error| LoadError::Failed(Failure::from_wasmtime(&error, LOAD_CPU));
             match runtime.bring_in(source, log, LOAD_CPU).await.map_err(failed)? {
                 (_, Finish::Failed(error)) => Err(LoadError::Script(error)),
-                (mut vm, _) => TenantImage::capture(&mut vm, &runtime.base_memory).await.map_err(failed),
+                (mut vm, _) => TenantImage::capture(&mut vm, runtime.memories.content()).await.map_err(failed),
             }
         })
         .await
@@ -78,7 +78,7 @@ impl Runtime {
     /// As [`Runtime::load`].
     pub async fn survey(self: &Arc<Self>, share: &Share, source: Source, log: ScriptLog) -> Result<Survey, LoadError> {
         let runtime = Arc::clone(self);
-        self.on_worker(share, async move {
+        self.by_turns(share, false, async move {
             let source = Source { mode: Mode::Survey, ..source };
             match runtime.bring_in(source, log, SURVEY_CPU).await {
                 Ok((_, Finish::Surveyed(survey))) => Ok(survey),
@@ -94,7 +94,7 @@ impl Runtime {
     /// A VM that has been given a script, and how that ended.
     async fn bring_in(&self, source: Source, log: ScriptLog, cpu: Duration) -> wasmtime::Result<(Vm, Finish)> {
         let Source { entry, mode, memory_bytes, modules, narrowed } = source;
-        let used_bytes = self.base_memory.len().saturating_sub(SPARE_BYTES);
+        let used_bytes = self.memories.content().len().saturating_sub(SPARE_BYTES);
         let heap_bytes = memory_bytes.saturating_sub(used_bytes + HEAP_RESERVE_BYTES);
         let heap_bytes = u64::try_from(heap_bytes).unwrap_or(u64::MAX);
         let bundle = Bundle { entry, mode, heap_bytes, narrowed };

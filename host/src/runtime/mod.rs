@@ -7,6 +7,7 @@
 //! | [`preempt`], [`safepoint`] | what ends time slices and kills: a watcher, and where the guest can be stopped |
 //! | [`epoch`] | the ticker that does so instead, where the policy says so |
 //! | [`image`] | the base image: built once, cached on disk |
+//! | [`memory`] | the places of VMs' memories and stacks, and how they become as new |
 //! | [`load`] | a script on its way into the sandbox |
 //! | [`tenant_image`] | a tenant's loaded script, restored into each fresh VM |
 //! | [`vm`] | one instance and the calls into it |
@@ -18,9 +19,12 @@
 //! | [`resident`] | the one VM of a tenant whose requests share it |
 //! | [`scheduler`] | worker threads |
 //! | [`fair_queue`] | whose VM they run next |
+//! | [`direct`] | when an I/O thread runs one instead |
+//! | [`turn`] | one turn of a VM |
 
 mod capacity;
 mod clocks;
+mod direct;
 mod effects;
 mod engine;
 mod epoch;
@@ -30,6 +34,7 @@ mod image;
 mod imports;
 mod limiter;
 mod load;
+mod memory;
 mod meter;
 mod preempt;
 mod requests;
@@ -40,6 +45,7 @@ mod state;
 mod tenant_image;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod vm;
 mod workers;
 
@@ -71,7 +77,9 @@ pub use tenant_image::{SharedImage, TenantImage};
 
 use self::{
     capacity::{Room, Shortage},
+    image::BaseImage,
     load::LOAD_CPU,
+    memory::{Memories, Witnessed},
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
     requests::Requests,
@@ -130,8 +138,7 @@ pub enum StartError {
 pub struct Runtime {
     guest: Guest,
     preempt: Preempt,
-    /// Memory of a VM with no script in it, to compare with. See [`TenantImage`].
-    base_memory: Vec<u8>,
+    memories: Arc<Memories>,
     scheduler: Scheduler,
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
@@ -194,8 +201,11 @@ impl Runtime {
             );
         }
         let refused = |source| StartError::Engine { instances, source };
-        let engine = engine::build(instances, settings.preemption).map_err(refused)?;
-        let module = image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
+        let memories = Memories::new(settings.preemption == Preemption::Safepoint);
+        let engine = engine::build(&memories, settings.preemption).map_err(refused)?;
+        let BaseImage { module, content } =
+            image::load_or_build(&engine, &settings.guest, settings.preemption, &settings.cache_dir)?;
+        memories.fill(content);
         let mut linker = Linker::new(&engine);
         imports::link(&mut linker).map_err(refused)?;
         let guest = linker.instantiate_pre(&module).and_then(Guest::new).map_err(refused)?;
@@ -207,18 +217,18 @@ impl Runtime {
             }
         };
         let workers = settings.workers.or_else(|| std::thread::available_parallelism().ok());
-        let scheduler = Scheduler::start(workers.unwrap_or(NonZeroUsize::MIN), io, watcher.as_ref())?;
-        let mut preempt = match watcher {
+        let scheduler = Scheduler::start(workers.unwrap_or(NonZeroUsize::MIN), io, watcher)?;
+        let mut preempt = match settings.preemption {
             // Not known before the first VM, which runs only our own code, and on no worker.
-            Some(watcher) => Preempt::Safepoint { watcher, interrupt: Interrupt { offset: 0, function: 0 } },
-            None => Preempt::Epoch,
+            Preemption::Safepoint => Preempt::Safepoint(Interrupt { offset: 0, function: 0 }),
+            Preemption::Epoch => Preempt::Epoch,
         };
-        let (base_memory, found) = examine(&guest, &preempt).map_err(refused)?;
-        if let Preempt::Safepoint { interrupt, .. } = &mut preempt {
+        let found = examine(&guest, &preempt).map_err(refused)?;
+        if let Preempt::Safepoint(interrupt) = &mut preempt {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { guest, preempt, base_memory, scheduler, slots, n_slots: instances, outliving: Arc::default() })
+        Ok(Self { guest, preempt, memories, scheduler, slots, n_slots: instances, outliving: Arc::default() })
     }
 
     /// Runs a job in a fresh VM, or in that of its tenant, until its script has an end. Dropping the future cancels
@@ -239,8 +249,8 @@ impl Runtime {
         let (end, mut ended) = oneshot::channel();
         let worker = Arc::clone(self);
         // Boxed before it goes on its way: each step on it would have room for the whole of it.
-        let drive = Box::pin(Arc::clone(self).drive(job, end));
-        let mut work = Box::pin(async move { worker.on_worker(&share, drive).await });
+        let drive = Box::pin(Witnessed::new(Arc::clone(self).drive(job, end)));
+        let mut work = Box::pin(async move { worker.by_turns(&share, true, drive).await });
         let finished = async {
             tokio::select! {
                 biased;
@@ -277,10 +287,11 @@ impl Runtime {
         let _all = self.slots.acquire_many(self.n_slots).await;
     }
 
-    /// Runs `work` on a script worker, in the tenant's line, once a VM slot is free.
-    async fn on_worker<T: Send + 'static>(
+    /// Runs `work` by the tenant's turns, once a VM slot is free.
+    async fn by_turns<T: Send + 'static>(
         &self,
         share: &Share,
+        may_be_direct: bool,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Failure> {
         let slot = tokio::time::timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await;
@@ -291,7 +302,7 @@ impl Runtime {
             drop(slot);
             result
         };
-        let result = self.scheduler.spawn(share, work).fallible().await;
+        let result = self.scheduler.spawn(share, may_be_direct, work).fallible().await;
         result.ok_or_else(|| Failure::Internal("a script worker panicked".into()))
     }
 
@@ -319,7 +330,8 @@ impl Runtime {
                 let n_stalls = requests.n_stalls(ALONE);
                 let ended = Ended { finish, cpu: cpu.used(), n_stalls, has_detached: n_waiting > 0 };
                 if tracing::enabled!(target: "neoc::pages", tracing::Level::DEBUG) {
-                    let Dirty { n_pages, n_regions } = Dirty::between(&self.base_memory, vm.memory().map_err(failed)?);
+                    let Dirty { n_pages, n_regions } =
+                        Dirty::between(self.memories.content(), vm.memory().map_err(failed)?);
                     tracing::debug!(target: "neoc::pages", tenant = &*share.tenant, n_pages, n_regions, "to put back");
                 }
                 // Nobody waits for it when the client has left.
@@ -335,6 +347,7 @@ impl Runtime {
                 return Ok(());
             }
             let Some((_, batch)) = vm.next_batch().await else { return Ok(()) };
+            turn::breathe().await;
             n_waiting = vm.complete(batch).await.map_err(failed)?;
         }
     }
@@ -357,16 +370,12 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
     log.report(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
 }
 
-/// The memory of a VM with no script in it, and where its interrupt is.
-fn examine(guest: &Guest, preempt: &Preempt) -> wasmtime::Result<(Vec<u8>, Interrupt)> {
+/// Where the interrupt of a VM is.
+fn examine(guest: &Guest, preempt: &Preempt) -> wasmtime::Result<Interrupt> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let state =
         State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(LOAD_CPU)), ScriptLog::discard(), Reach::Nothing);
-    runtime.block_on(async {
-        let mut vm = Vm::instantiate(guest, preempt, state).await?;
-        let memory = vm.memory()?.to_vec();
-        Ok((memory, vm.interrupt().await?))
-    })
+    runtime.block_on(async { Vm::instantiate(guest, preempt, state).await?.interrupt().await })
 }
 
 /// A seed that no script can foresee. The generator is the thread's own, seeded by the system: a call

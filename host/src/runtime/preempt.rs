@@ -13,7 +13,7 @@
 //!    running guest in it. The worker puts the guest there before it enters wasm and takes it out,
 //!    under the same lock, after it has left; a suspended or dropped guest is never in a slot. So the
 //!    memory is mapped, belongs to this guest, and is not being reset for another.
-//! 2. The page that a kill closes is reserved for the slot by wasmtime, but lies behind the most memory
+//! 2. The page that a kill closes is within the memory's place, but lies behind the most memory
 //!    that a guest can have. The host's own accesses, wasmtime's and WASI's, are all checked against
 //!    the size of the memory, so they never touch it: only loads of guest code do, and a fault of those
 //!    is an ordinary trap.
@@ -25,7 +25,6 @@
 
 use std::{
     cell::RefCell,
-    collections::HashSet,
     io,
     sync::{
         Arc, Weak,
@@ -36,15 +35,15 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
+use rustix::mm::{MprotectFlags, mprotect};
 
-use super::{meter::CpuMeter, safepoint};
+use super::{memory::Witness, meter::CpuMeter, safepoint};
 
 /// Length of a time slice: a guest runs at most this long before others get their turn.
 pub const SLICE: Duration = Duration::from_millis(5);
 
 /// How often the watcher looks. Bounds how late a kill comes.
-const TICK: Duration = Duration::from_millis(1);
+pub const TICK: Duration = Duration::from_millis(1);
 
 /// Bytes of the page that safepoints load from.
 const PAGE_BYTES: usize = 4096;
@@ -65,20 +64,22 @@ pub struct Target {
     base: usize,
     interrupt: Interrupt,
     meter: Arc<CpuMeter>,
+    witness: Option<Arc<Witness>>,
 }
 
 /// Who watches the workers. Dropping the last handle ends the thread.
 #[derive(Debug)]
 pub struct Watcher {
     slots: Mutex<Vec<Arc<Slot>>>,
-    /// Bases of memories whose safepoint page is mapped. As many as the pool has slots, at most.
-    prepared: Mutex<HashSet<usize>>,
 }
 
 /// One worker, and the guest that it runs now.
 #[derive(Debug)]
 pub struct Slot {
     thread: ThreadClock,
+    /// None for a script worker. An I/O thread's guest runs for less long, and meanwhile another thread of these is to
+    /// see to what the thread does not.
+    io: Option<tokio::runtime::Handle>,
     running: Mutex<Option<Running>>,
 }
 
@@ -87,10 +88,11 @@ struct Running {
     target: Target,
     since: Instant,
     killed: bool,
+    relieved: bool,
 }
 
 thread_local! {
-    /// The calling worker's slot. None on other threads, whose guests are our own and end by themselves.
+    /// The calling thread's slot. None on threads that are not watched: guests on those are our own.
     static SLOT: RefCell<Option<Arc<Slot>>> = const { RefCell::new(None) };
 }
 
@@ -102,7 +104,7 @@ impl Watcher {
     /// # Errors
     /// When the process may not start another thread.
     pub fn start() -> io::Result<Arc<Self>> {
-        let watcher = Arc::new(Self { slots: Mutex::default(), prepared: Mutex::default() });
+        let watcher = Arc::new(Self { slots: Mutex::default() });
         let watched = Arc::downgrade(&watcher);
         thread::Builder::new().name("neoc-preempt".into()).spawn(move || watch(&watched))?;
         Ok(watcher)
@@ -110,23 +112,20 @@ impl Watcher {
 
     /// Makes the calling thread a worker that is watched, until it ends.
     pub fn enlist(&self) {
-        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), running: Mutex::default() });
-        self.slots.lock().push(Arc::clone(&slot));
-        SLOT.set(Some(slot));
+        self.enlist_as(None);
     }
 
-    /// Prepares a guest's memory for preemption. Call it before any of its code runs.
-    ///
-    /// # Errors
-    /// When the system has no memory for one more page table.
-    pub fn target(&self, base: *mut u8, interrupt: Interrupt, meter: Arc<CpuMeter>) -> io::Result<Target> {
-        let base = base.addr();
-        let mut prepared = self.prepared.lock();
-        if !prepared.contains(&base) {
-            map_page(base)?;
-            prepared.insert(base);
+    /// Makes the calling thread, which is one of `io`'s, watched when it runs a guest.
+    pub fn enlist_for_io(&self, io: &tokio::runtime::Handle) {
+        if SLOT.with_borrow(Option::is_none) {
+            self.enlist_as(Some(io.clone()));
         }
-        Ok(Target { base, interrupt, meter })
+    }
+
+    fn enlist_as(&self, io: Option<tokio::runtime::Handle>) {
+        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), io, running: Mutex::default() });
+        self.slots.lock().push(Arc::clone(&slot));
+        SLOT.set(Some(slot));
     }
 }
 
@@ -154,7 +153,13 @@ impl Slot {
         if over && !running.killed {
             running.killed = protect_page(running.target.base, false).is_ok();
         }
-        if over || elapsed >= SLICE {
+        if let Some(io) = self.io.as_ref().filter(|_| elapsed >= TICK && !running.relieved) {
+            // A task from outside wakes a thread, which waits for events once it has nothing to do.
+            drop(io.spawn(async {}));
+            running.relieved = true;
+        }
+        let slice = if self.io.is_some() { TICK } else { SLICE };
+        if over || elapsed >= slice {
             running.target.set_interrupt();
         }
     }
@@ -163,11 +168,16 @@ impl Slot {
 // === impl Target ===
 
 impl Target {
+    /// The VM that is made on this thread, whose memory begins at `base`.
+    pub fn new(base: *mut u8, interrupt: Interrupt, meter: Arc<CpuMeter>) -> Self {
+        Self { base: base.expose_provenance(), interrupt, meter, witness: Witness::current() }
+    }
+
     /// Runs a slice of the guest on the calling thread, watched if it is a worker.
     pub fn watch<T>(&self, slice: impl FnOnce() -> T) -> T {
         let slot = SLOT.with_borrow(Clone::clone);
         let Some(slot) = slot else { return slice() };
-        let running = Running { target: self.clone(), since: Instant::now(), killed: false };
+        let running = Running { target: self.clone(), since: Instant::now(), killed: false, relieved: false };
         *slot.running.lock() = Some(running);
         // Leaves the slot on every way out, a panic of a host function included.
         let leave = Leave(&slot);
@@ -177,6 +187,10 @@ impl Target {
     }
 
     fn set_interrupt(&self) {
+        // This thread may be the first that writes to the page.
+        if let Some(witness) = &self.witness {
+            witness.doubt();
+        }
         let Some(address) = self.base.checked_add(self.interrupt.offset as usize) else { return };
         let pointer = std::ptr::with_exposed_provenance_mut::<u32>(address);
         // SAFETY: the caller holds the slot's lock and found the guest in it, so its memory is mapped
@@ -211,23 +225,11 @@ fn page(base: usize) -> *mut std::ffi::c_void {
     std::ptr::with_exposed_provenance_mut(base + safepoint::ADDRESS as usize)
 }
 
-/// Puts a readable page of zeros behind the most memory that the slot at `base` can have.
-fn map_page(base: usize) -> io::Result<()> {
-    // SAFETY: the address range belongs to the pool's reservation for this slot (4 GiB, of which the
-    // memory has 64 MiB at most), is inaccessible, and wasmtime uses no byte of it; a fixed mapping
-    // replaces just this page. It goes away with the reservation when the engine is dropped.
-    #[allow(unsafe_code)]
-    unsafe {
-        mmap_anonymous(page(base), PAGE_BYTES, ProtFlags::READ, MapFlags::PRIVATE | MapFlags::FIXED)?;
-    }
-    Ok(())
-}
-
 /// Opens or closes the page. Closing is a kill.
 fn protect_page(base: usize, readable: bool) -> io::Result<()> {
     let flags = if readable { MprotectFlags::READ } else { MprotectFlags::empty() };
-    // SAFETY: `map_page` mapped this page for this base, and only guest code loads from it (module
-    // docs, 2), so no access of the host's can fault.
+    // SAFETY: the memory's place has this page, and only guest code loads from it (module docs, 2), so no access of
+    // the host's can fault.
     #[allow(unsafe_code)]
     unsafe {
         mprotect(page(base), PAGE_BYTES, flags)?;

@@ -189,7 +189,7 @@ async fn live(
     let commands = Arc::new(tokio::sync::Mutex::new(commands));
     let (worker, on_worker) = (Arc::clone(&runtime), Arc::clone(&commands));
     let tenant = Arc::clone(&share.tenant);
-    let lived = runtime.on_worker(&share, async move {
+    let lived = runtime.by_turns(&share, true, async move {
         let mut commands = on_worker.lock().await;
         serve(&worker, &tenant, &image, memory_bytes, &mut commands).await
     });

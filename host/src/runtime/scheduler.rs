@@ -1,28 +1,31 @@
 //! Script workers: OS threads that run guests, apart from the I/O runtime, by fair turns.
 //!
-//! A guest is a future that gives up its worker at the end of its time slice; [`super::fair_queue`] says whose turn
-//! is next. I/O completions and timers never wait here: they run on Tokio's own threads.
+//! A guest is a future that gives up its thread at the end of its time slice; [`super::fair_queue`] says whose turn
+//! is next. I/O completions and timers never wait here: they run on Tokio's own threads, where guests have turns only
+//! while that keeps nobody waiting ([`super::direct`]).
 
 use std::{
     io,
     num::NonZeroUsize,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Instant,
 };
 
-use async_task::{Runnable, Task};
+use async_task::Task;
 
 use super::{
+    direct::{self, Direct},
     fair_queue::{FairQueue, Share},
-    preempt::Watcher,
+    preempt::{SLICE, Watcher},
+    turn::{self, Guest},
 };
 
 /// The worker threads and their queue. Dropping it ends the threads after their current slice.
 pub struct Scheduler {
-    queue: Arc<FairQueue<Runnable>>,
+    queue: Arc<FairQueue<Guest>>,
     workers: Vec<JoinHandle<()>>,
+    /// None where nobody watches: then all turns are the workers'.
+    direct: Option<Arc<Direct>>,
 }
 
 impl Scheduler {
@@ -34,14 +37,15 @@ impl Scheduler {
     pub fn start(
         n_workers: NonZeroUsize,
         io: &tokio::runtime::Handle,
-        watcher: Option<&Arc<Watcher>>,
+        watcher: Option<Arc<Watcher>>,
     ) -> io::Result<Self> {
         let queue = Arc::new(FairQueue::default());
         let workers = (0..n_workers.get())
             .map(|index| {
-                let (queue, io, watcher) = (Arc::clone(&queue), io.clone(), watcher.cloned());
+                let (queue, io, watcher) = (Arc::clone(&queue), io.clone(), watcher.clone());
                 thread::Builder::new().name(format!("neoc-script-{index}")).spawn(move || {
                     let _entered = io.enter();
+                    direct::this_is_a_worker();
                     if let Some(watcher) = watcher {
                         watcher.enlist();
                     }
@@ -49,17 +53,26 @@ impl Scheduler {
                 })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { queue, workers })
+        let direct = watcher.map(|watcher| Direct::new(io, &watcher, &queue));
+        Ok(Self { queue, workers, direct })
     }
 
-    /// Puts `future` in `share`'s line. Dropping the task cancels the future at its next yield.
-    pub fn spawn<F>(&self, share: &Share, future: F) -> Task<F::Output>
+    /// Lets `future` run by turns of `share`'s, see [`Guest::may_be_direct`]. Dropping the task cancels it at its next yield.
+    pub fn spawn<F>(&self, share: &Share, may_be_direct: bool, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
         let (queue, share) = (Arc::clone(&self.queue), share.clone());
-        let (runnable, task) = async_task::spawn(future, move |runnable| queue.push(&share, runnable));
+        let direct = self.direct.clone();
+        let schedule = move |runnable| {
+            let guest = Guest { runnable, may_be_direct };
+            match &direct {
+                Some(direct) => direct.push(&share, guest),
+                None => queue.push(&share, guest),
+            }
+        };
+        let (runnable, task) = async_task::spawn(future, schedule);
         runnable.schedule();
         task
     }
@@ -78,15 +91,49 @@ impl Drop for Scheduler {
     }
 }
 
-/// A worker's life: one slice after the other.
-fn work(queue: &FairQueue<Runnable>) {
-    while let Some((turn, runnable)) = queue.begin() {
-        let begin = Instant::now();
-        // A panic in a host function ends that one guest: its task is closed, and its owner sees it
-        // as an internal failure. The worker goes on.
-        if catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
-            tracing::error!("a script worker caught a panic; the request it ran has failed");
-        }
-        queue.end(turn, begin.elapsed());
+/// A worker's life: one turn after the other.
+fn work(queue: &FairQueue<Guest>) {
+    while let Some((turn, guest)) = queue.begin() {
+        turn::run(queue, turn, SLICE, guest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    /// Where a guest ran: on the thread of Tokio's that began it, or on another.
+    async fn is_direct(scheduler: &Scheduler, share: &Share, may_be_direct: bool, is_long: bool) -> bool {
+        let began_on = thread::current().id();
+        let guest = async move {
+            let ran_on = thread::current().id();
+            if is_long {
+                turn::interrupt().await;
+            }
+            ran_on
+        };
+        scheduler.spawn(share, may_be_direct, guest).await == began_on
+    }
+
+    #[test]
+    fn a_quick_guest_runs_where_it_was_begun_and_no_other_does() {
+        let io = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds");
+        let watcher = Watcher::start().expect("starts");
+        let scheduler = Scheduler::start(NonZeroUsize::MIN, io.handle(), Some(watcher)).expect("starts");
+        let [quick, long] = ["quick", "long"].map(|tenant| Share::new(tenant.into(), NonZeroU32::MIN));
+        let seen = io.block_on(async {
+            // On a thread of Tokio's, which this one is not.
+            let task = tokio::spawn(async move {
+                let direct = is_direct(&scheduler, &quick, true, false).await;
+                let forbidden = is_direct(&scheduler, &quick, false, false).await;
+                let before_a_long_one = is_direct(&scheduler, &long, true, true).await;
+                let after_it = is_direct(&scheduler, &long, true, false).await;
+                [direct, forbidden, before_a_long_one, after_it]
+            });
+            task.await.expect("ends")
+        });
+        assert_eq!(seen, [true, false, true, false]);
     }
 }

@@ -26,7 +26,7 @@ fn script(marker: &str) -> String {
 }
 
 async fn load(runtime: &Arc<Runtime>, marker: &str) -> TenantImage {
-    let share = Share { tenant: marker.into(), weight: std::num::NonZeroU32::MIN };
+    let share = Share::new(marker.into(), std::num::NonZeroU32::MIN);
     let modules = Arc::new(Folder::of_script(Path::new("absent/main.luau"), None));
     let entry = Module { name: "main.luau".into(), source: script(marker).into_bytes() };
     let source = Source { entry, mode: Mode::Handler, memory_bytes: MAX_MEMORY_BYTES, modules, narrowed: vec![] };
@@ -42,7 +42,7 @@ async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces:
     let reach = Reach::Requests(requests);
     let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(budget), ScriptLog::discard(), reach);
     let mut vm = Vm::instantiate(&runtime.guest, &runtime.preempt, state).await.expect("there is a slot");
-    let base = &runtime.base_memory;
+    let base = runtime.memories.content();
     assert!(vm.memory().expect("has one") == base, "memory that is not the base image's");
     // What a script has grown into was another's before, perhaps.
     vm.grow(16 * 12).expect("within its limit");
@@ -86,7 +86,7 @@ fn no_vm_begins_with_a_byte_of_another() {
                     // Both tenants on each thread; nothing, little, and more than a slot keeps of its pages.
                     let tenant = number / N_THREADS % 2;
                     let n_pieces = [0, 1, 7, 40][number / N_THREADS / 2 % 4];
-                    io.block_on(request(runtime, &images[tenant], markers[tenant], n_pieces));
+                    io.block_on(Witnessed::new(request(runtime, &images[tenant], markers[tenant], n_pieces)));
                 }
             });
         }

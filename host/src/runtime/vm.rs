@@ -14,7 +14,7 @@ use wasmtime::{
 
 use super::{
     meter::{CpuBudget, CpuMeter, Metered},
-    preempt::{Interrupt, Target, Watcher},
+    preempt::{Interrupt, Target},
     requests::Requests,
     state::State,
 };
@@ -41,12 +41,7 @@ fn no_room() -> Error {
 /// What stops a running VM; see [`crate::policy::Preemption`].
 pub enum Preempt {
     /// The watcher, through Luau's interrupt and the safepoint page.
-    Safepoint {
-        /// Who watches.
-        watcher: Arc<Watcher>,
-        /// Where the interrupt is.
-        interrupt: Interrupt,
-    },
+    Safepoint(Interrupt),
     /// wasmtime's epochs.
     Epoch,
 }
@@ -135,9 +130,7 @@ impl Vm {
         let memory = memory.ok_or_else(|| Error::msg("the guest's memory is none"))?;
         store.data_mut().memory = Some(memory);
         let target = match preemption {
-            Preempt::Safepoint { watcher, interrupt } => {
-                Some(watcher.target(memory.data_ptr(&store), *interrupt, Arc::clone(&meter))?)
-            }
+            Preempt::Safepoint(interrupt) => Some(Target::new(memory.data_ptr(&store), *interrupt, Arc::clone(&meter))),
             Preempt::Epoch => None,
         };
         Ok(Self { store, instance, exports, meter, target })

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
@@ -23,6 +22,7 @@ use super::{
         random_seed,
         requests::{Change, Requests},
         state::{Reach, State},
+        turn,
         vm::Vm,
     },
     Command, Setback, Visit,
@@ -99,8 +99,8 @@ impl House {
                     else => return Ok(()),
                 }
             }
-            // As for any VM: the next call is in the tenant's line.
-            yield_once().await;
+            // As for any VM: the next turn is in the tenant's line.
+            turn::breathe().await;
         }
     }
 
@@ -219,17 +219,4 @@ impl Guest {
             (None, None) => Ok(()),
         };
     }
-}
-
-/// Lets others of the line have their turn.
-async fn yield_once() {
-    let mut yielded = false;
-    std::future::poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -1,0 +1,304 @@
+//! One memory's place: its addresses, what of it is the slot's own, and how it becomes as new again.
+
+use std::{io, ops::Range};
+
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+
+use super::{
+    PAGE_BYTES,
+    content::Content,
+    pagemap::{Own, PageMap},
+};
+
+/// Most bytes of its own that a slot keeps for the next VM. They are put back by copying, which takes a fifth of what
+/// a page fault does.
+const KEEP_BYTES: usize = 1024 * 1024;
+
+/// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
+const N_USES: u32 = 256;
+
+/// Addresses before and behind a memory that nobody may touch, beyond what wasmtime asks for, in bytes: whoever
+/// miscalculates an address by little meets no other VM.
+const GUARD_BYTES: usize = 64 * 1024;
+
+/// What a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Addresses that belong to the memory, with wasmtime's guard behind it, in bytes.
+    pub reserved_bytes: usize,
+    /// Where a page of zeros is that may be read though it is no part of the memory. See [`super::super::preempt`].
+    pub safepoint: Option<usize>,
+}
+
+/// A place for a memory.
+#[derive(Debug)]
+pub struct Slot {
+    shape: Shape,
+    base: usize,
+    /// Bytes that may be touched now, from the base on.
+    open_bytes: usize,
+    /// Bytes at the base that begin as the content does. What is beyond begins as zeros.
+    content_bytes: usize,
+    /// Pages that are the slot's own, as far as is known: offsets from the base in bytes.
+    own: Vec<Range<usize>>,
+    /// Where the last page lies that may be the slot's own though it is closed now, as an offset from the base.
+    kept_until: usize,
+    n_uses: u32,
+}
+
+impl Slot {
+    /// Reserves the addresses. What may be touched then begins as `content`, if there is one.
+    ///
+    /// # Errors
+    /// When the system has no addresses or no mappings left.
+    pub fn reserve(shape: Shape, content: Option<&Content>) -> io::Result<Self> {
+        let content_bytes = content.map_or(0, |content| content.bytes().len());
+        let n_bytes = shape.reserved_bytes + 2 * GUARD_BYTES;
+        // SAFETY: a new mapping at a place of the system's choice, without access.
+        #[allow(unsafe_code)]
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), n_bytes, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)?
+        };
+        let base = start.expose_provenance() + GUARD_BYTES;
+        let slot =
+            Self { shape, base, open_bytes: content_bytes, content_bytes, own: Vec::new(), kept_until: 0, n_uses: 0 };
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        if let Some(content) = content {
+            // SAFETY: the range is within the reservation just made, of which nobody knows yet.
+            #[allow(unsafe_code)]
+            unsafe {
+                mmap(slot.at(0), content_bytes, ProtFlags::READ | ProtFlags::WRITE, flags, &content.file, 0)?;
+            }
+        }
+        if let Some(offset) = shape.safepoint {
+            // SAFETY: as above; the page lies behind all that a memory of this shape can grow to.
+            #[allow(unsafe_code)]
+            unsafe {
+                mmap_anonymous(slot.at(offset), PAGE_BYTES, ProtFlags::READ, flags)?;
+            }
+        }
+        Ok(slot)
+    }
+
+    /// Where the memory begins.
+    pub fn base(&self) -> *mut u8 {
+        self.at(0).cast()
+    }
+
+    /// Bytes that may be touched.
+    pub fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
+    /// Opens the memory up to `n_bytes`, whole pages. What is new begins as zeros.
+    ///
+    /// # Errors
+    /// When the system has no memory for it.
+    pub fn open(&mut self, n_bytes: usize) -> io::Result<()> {
+        if n_bytes > self.open_bytes {
+            self.protect(self.open_bytes..n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            self.open_bytes = n_bytes;
+        }
+        Ok(())
+    }
+
+    /// Makes the memory as it was at first. `is_known`: no page has become the slot's own since it was last asked.
+    ///
+    /// # Errors
+    /// When the system refuses; then the slot is of no use any more.
+    pub fn reset(&mut self, content: Option<&Content>, is_known: bool, pages: Option<&PageMap>) -> io::Result<()> {
+        // What an earlier VM grew into is closed now, and as it was at first, but its pages are still there.
+        let reach = self.open_bytes.max(self.kept_until);
+        let own = if is_known { Some(std::mem::take(&mut self.own)) } else { self.look(reach, pages)? };
+        self.n_uses = self.n_uses.wrapping_add(1);
+        let is_little = |own: &Vec<Range<usize>>| own.iter().map(Range::len).sum::<usize>() <= KEEP_BYTES;
+        match own.filter(is_little).filter(|_| !self.n_uses.is_multiple_of(N_USES)) {
+            Some(own) => {
+                for run in &own {
+                    self.put_back(run.start..run.end.min(self.open_bytes), content);
+                }
+                self.kept_until = own.last().map_or(0, |run| run.end);
+                self.own = own;
+            }
+            None => {
+                self.give_back(reach)?;
+                self.kept_until = 0;
+                self.own.clear();
+            }
+        }
+        if self.open_bytes > self.content_bytes {
+            self.protect(self.content_bytes..self.open_bytes, MprotectFlags::empty())?;
+            self.open_bytes = self.content_bytes;
+        }
+        Ok(())
+    }
+
+    /// The pages that are the slot's own, up to `reach`. None where there are too many, or the system does not say.
+    fn look(&self, reach: usize, pages: Option<&PageMap>) -> io::Result<Option<Vec<Range<usize>>>> {
+        let Some(pages) = pages else { return Ok(None) };
+        match pages.own(self.base..self.base + reach)? {
+            Own::Runs(own) => Ok(Some(own)),
+            Own::Many => Ok(None),
+        }
+    }
+
+    /// Makes open pages as they were at first.
+    fn put_back(&mut self, run: Range<usize>, content: Option<&Content>) {
+        if run.is_empty() {
+            return;
+        }
+        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.base + run.start);
+        // SAFETY: the run is of pages that are open, and the memory's owner is gone: nobody else has a reference.
+        #[allow(unsafe_code)]
+        let target = unsafe { std::slice::from_raw_parts_mut(start, run.len()) };
+        let content = content.and_then(|content| content.bytes().get(run.start..)).unwrap_or_default();
+        let (copied, zeroed) = target.split_at_mut(content.len().min(run.len()));
+        copied.copy_from_slice(&content[..copied.len()]);
+        zeroed.fill(0);
+    }
+
+    /// Lets the system have all pages up to `reach`; they begin anew when they are next touched.
+    fn give_back(&mut self, reach: usize) -> io::Result<()> {
+        if reach == 0 {
+            return Ok(());
+        }
+        // SAFETY: the memory's owner is gone, so nobody has a reference into the range, which is this slot's.
+        #[allow(unsafe_code)]
+        unsafe {
+            madvise(self.at(0), reach, Advice::LinuxDontNeed)?;
+        }
+        Ok(())
+    }
+
+    fn protect(&mut self, range: Range<usize>, flags: MprotectFlags) -> io::Result<()> {
+        // SAFETY: the range is this slot's; it is closed only when the memory's owner is gone.
+        #[allow(unsafe_code)]
+        unsafe {
+            mprotect(self.at(range.start), range.len(), flags)?;
+        }
+        Ok(())
+    }
+
+    fn at(&self, offset: usize) -> *mut std::ffi::c_void {
+        std::ptr::with_exposed_provenance_mut(self.base + offset)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let (start, n_bytes) = (self.base - GUARD_BYTES, self.shape.reserved_bytes + 2 * GUARD_BYTES);
+        // SAFETY: the addresses are this slot's alone, and its memory's owner is gone.
+        #[allow(unsafe_code)]
+        let unmapped = unsafe { munmap(std::ptr::with_exposed_provenance_mut(start), n_bytes) };
+        if let Err(error) = unmapped {
+            tracing::error!("addresses of a memory are lost: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { reserved_bytes: 64 * PAGE_BYTES, safepoint: None };
+
+    fn content() -> Content {
+        let bytes: Vec<u8> = (0..4 * PAGE_BYTES).map(|index| (index / PAGE_BYTES + 1).to_le_bytes()[0]).collect();
+        Content::new(&bytes).expect("there is memory")
+    }
+
+    fn pages() -> PageMap {
+        PageMap::open().expect("Linux 6.7 or newer")
+    }
+
+    fn memory(slot: &mut Slot) -> &mut [u8] {
+        // SAFETY: open, and borrowed from the slot.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(slot.base(), slot.open_bytes())
+        }
+    }
+
+    /// Whether it is as it was at first, also where it has grown.
+    fn is_new(slot: &mut Slot, content: &Content) -> bool {
+        let as_content = memory(slot) == content.bytes();
+        slot.open(8 * PAGE_BYTES).expect("opens");
+        as_content && memory(slot)[content.bytes().len()..].iter().all(|byte| *byte == 0)
+    }
+
+    #[test]
+    fn a_slot_in_doubt_asks_which_pages_are_its_own_and_puts_them_back() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.open(6 * PAGE_BYTES).expect("opens");
+        for page in [1, 2, 5] {
+            memory(&mut slot)[page * PAGE_BYTES + 7] = 99;
+        }
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        assert_eq!(slot.own, [PAGE_BYTES..3 * PAGE_BYTES, 5 * PAGE_BYTES..6 * PAGE_BYTES]);
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn a_slot_that_knows_its_own_pages_puts_them_back_unasked() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        memory(&mut slot)[9] = 99;
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        memory(&mut slot)[10] = 99;
+        slot.reset(Some(&content), true, None).expect("resets");
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn pages_into_which_it_grew_are_not_forgotten_while_it_is_small() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.open(8 * PAGE_BYTES).expect("opens");
+        memory(&mut slot)[7 * PAGE_BYTES] = 99;
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        // A small one, in doubt: what is beyond its end is still the slot's own.
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        assert_eq!(slot.own.first(), Some(&(7 * PAGE_BYTES..8 * PAGE_BYTES)));
+        slot.open(8 * PAGE_BYTES).expect("opens");
+        memory(&mut slot)[7 * PAGE_BYTES] = 98;
+        slot.reset(Some(&content), true, None).expect("resets");
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn without_a_page_map_all_goes_back() {
+        let content = content();
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.open(5 * PAGE_BYTES).expect("opens");
+        memory(&mut slot).fill(99);
+        slot.reset(Some(&content), false, None).expect("resets");
+        assert!(slot.own.is_empty() && is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn a_slot_keeps_no_more_than_its_part_and_nothing_for_ever() {
+        let (content, pages) = (content(), pages());
+        let shape = Shape { reserved_bytes: 2 * KEEP_BYTES, safepoint: None };
+        let mut slot = Slot::reserve(shape, Some(&content)).expect("has addresses");
+        slot.open(KEEP_BYTES + PAGE_BYTES).expect("opens");
+        memory(&mut slot).fill(99);
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        assert!(slot.own.is_empty(), "more than a slot keeps");
+        for _ in 1..N_USES {
+            memory(&mut slot)[0] = 99;
+            slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        }
+        assert!(slot.own.is_empty(), "after many uses");
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn a_page_that_was_only_read_is_not_a_slots_own() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.open(8 * PAGE_BYTES).expect("opens");
+        assert_eq!(memory(&mut slot).iter().filter(|byte| **byte == 0).count(), 4 * PAGE_BYTES);
+        assert_eq!(slot.look(8 * PAGE_BYTES, Some(&pages)).expect("looks"), Some(vec![]));
+    }
+}

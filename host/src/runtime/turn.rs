@@ -1,0 +1,73 @@
+//! One turn of a guest: what runs between two looks at the queue.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use async_task::Runnable;
+
+use super::{
+    fair_queue::{FairQueue, Turn},
+    preempt::TICK,
+};
+
+/// Who waits for a turn.
+pub struct Guest {
+    pub runnable: Runnable,
+    /// Whether an I/O thread may give it one. Not to who blocks its thread, nor to who computes for long.
+    pub may_be_direct: bool,
+}
+
+thread_local! {
+    /// When the turn on this thread is over. None outside of one.
+    static ENDS_AT: Cell<Option<Instant>> = const { Cell::new(None) };
+
+    /// Whether the guest that runs on this thread was interrupted.
+    static WAS_INTERRUPTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a guest for its turn, which should be no longer than `most`.
+pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
+    let begin = Instant::now();
+    ENDS_AT.set(Some(begin + most));
+    // A panic in a host function ends that one guest: its task is closed, and its owner sees it as an internal
+    // failure. The thread goes on.
+    if catch_unwind(AssertUnwindSafe(|| guest.runnable.run())).is_err() {
+        tracing::error!("a panic was caught; the request that ran has failed");
+    }
+    ENDS_AT.set(None);
+    let time = begin.elapsed();
+    // A guest that calls a builtin for long cannot be interrupted.
+    let is_long = WAS_INTERRUPTED.take() || time >= 2 * TICK;
+    queue.end(turn, time, is_long);
+}
+
+/// Ends the turn of a guest that the watcher has interrupted, because it has computed for so long.
+pub async fn interrupt() {
+    WAS_INTERRUPTED.set(true);
+    end_here().await;
+}
+
+/// Ends the turn if it has lasted long enough: the guest is in its line again. To be awaited between two calls
+/// into a guest; within a call the watcher sees to it.
+pub async fn breathe() {
+    if ENDS_AT.get().is_some_and(|end| Instant::now() >= end) {
+        end_here().await;
+    }
+}
+
+async fn end_here() {
+    let mut has_ended = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut has_ended, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
