@@ -11,6 +11,8 @@ import os
 import shutil
 import sys
 
+import interpreter
+
 MLUA = [
     # WASI has no tmpfile, which the heap dump writes to. Without one the dump ends at once, with nothing.
     (
@@ -209,6 +211,15 @@ def main(metadata, folder):
         target = os.path.join(folder, crate)
         shutil.copytree(os.path.dirname(manifest), target)
         apply(changes, target)
+    if os.environ.get("SPLIT_INTERPRETER") == "1":
+        split_interpreter(os.path.join(folder, "luau0-src/luau/VM/src/lvmexecute.cpp"))
+
+
+def split_interpreter(path):
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(interpreter.rewrite(text))
 
 
 def apply(changes, target):

@@ -1,0 +1,202 @@
+"""Splits Luau's interpreter in two, so that its state stays in registers.
+
+Cranelift gives each variable of a function one place for long stretches of it, and knows nothing of which parts
+run often. Luau's interpreter is one loop with many calls in it, and what must survive a call lay on the stack: each
+instruction wrote the program counter to two places there and read it again. After the split there are
+
+- `luau_execute_fast`, a loop that runs what needs no call, and keeps nothing but the state's address across
+  the few calls in it. What it cannot finish it begins again with
+- `luau_execute_one`, the interpreter as it was, which runs one instruction and says where the next one is.
+
+So each case of the fast loop must leave everything as it was, or such that doing it again changes nothing,
+up to the point where it gives up. `rewrite` stops the build where Luau's text is not what it was written for.
+"""
+
+import re
+import sys
+
+HEAD = "template<bool SingleStep>\nstatic void luau_execute(lua_State* L)\n"
+TAIL = "void luau_execute(lua_State* L)\n{\n    if (L->singlestep)\n"
+FAST_CALL = "        luau_execute<false>(L);\n"
+
+# What does its usual work without a call.
+FAST = """
+LOADNIL LOADB LOADN LOADK LOADKX MOVE GETGLOBAL SETGLOBAL GETUPVAL SETUPVAL GETIMPORT GETTABLEKS SETTABLEKS GETTABLE
+SETTABLE GETTABLEN SETTABLEN NAMECALL CALL RETURN JUMP JUMPX JUMPBACK JUMPIF JUMPIFNOT JUMPIFEQ JUMPIFNOTEQ JUMPIFLE
+JUMPIFNOTLE JUMPIFLT JUMPIFNOTLT JUMPXEQKNIL JUMPXEQKB JUMPXEQKN JUMPXEQKS CMPPROTO NOT AND OR ANDK ORK FORNPREP
+FORNLOOP FORGLOOP FORGPREP_INEXT FORGPREP_NEXT
+""".split()
+# Arithmetic; vectors and userdata go the other way.
+ARITHMETIC = "ADD SUB MUL DIV IDIV MOD ADDK SUBK MULK DIVK IDIVK MODK SUBRK DIVRK MINUS".split()
+# Calls of builtins.
+BUILTIN = "FASTCALL1 FASTCALL2 FASTCALL2K".split()
+
+BEFORE = """
+#define SingleStep false
+#undef VM_NEXT
+#define VM_NEXT() return pc
+#undef VM_HAS_NATIVE
+#define VM_HAS_NATIVE 0
+"""
+
+BETWEEN = """
+#undef VM_NEXT
+#define VM_NEXT() goto dispatch
+#undef VM_UV
+#define VM_UV(i) (&luau_closure->l.uprefs[i])
+#undef VM_PROTECT
+#define VM_PROTECT(x) goto slow;
+#undef VM_PROTECT_PC
+#define VM_PROTECT_PC() goto slow
+#undef VM_INTERRUPT
+#define VM_INTERRUPT() { if (LUAU_UNLIKELY(!!L->global->cb.interrupt)) goto slow; }
+#undef VM_CHECK_GC
+#define VM_CHECK_GC(x) { if (luaC_needsGC(L)) goto slow; }
+#pragma push_macro("luaC_barrier")
+#pragma push_macro("luaC_barriert")
+#pragma push_macro("incr_ci")
+#pragma push_macro("luaD_checkstackfornewci")
+#pragma push_macro("ttisobject")
+#undef luaC_barrier
+#define luaC_barrier(L, p, v) { if (iscollectable(v) && isblack(obj2gco(p)) && iswhite(gcvalue(v))) goto slow; }
+#undef luaC_barriert
+#define luaC_barriert(L, t, v) luaC_barrier(L, t, v)
+#undef incr_ci
+#define incr_ci(L) (++(L)->ci)
+#undef luaD_checkstackfornewci
+#define luaD_checkstackfornewci(L, n)
+#undef ttisobject
+#define ttisobject(o) false
+#define luau_closure (clvalue(L->ci->func))
+#define luau_never(o) false
+#define luau_nostack(L, top, n) ((char*)(L)->stack_last - (char*)(top) <= (n) * (int)sizeof(TValue))
+#define luaH_getstr(h, key) ({ goto slow; (const TValue*)0; })
+#define luaT_gettm(t, e, n) ({ goto slow; (const TValue*)0; })
+#define luaT_gettmbyobj(L, o, e) ({ goto slow; (const TValue*)0; })
+#define luaV_strcmp(a, b) ({ goto slow; 0; })
+
+static void luau_execute_fast(lua_State* L)
+{
+    const Instruction* pc = L->ci->savedpc;
+    // Where the instruction begins, for `luau_execute_one`.
+    const Instruction* start;
+    StkId base = L->base;
+    TValue* k = L->ci->p->k;
+
+    for (;;)
+    {
+    dispatch:
+        start = pc;
+        switch (LUAU_INSN_OP(*pc))
+        {
+"""
+
+AFTER = """
+        default:
+            goto slow;
+        }
+    slow:
+        pc = luau_execute_one(L, start);
+        if (!pc)
+            return;
+        base = L->base;
+        k = L->ci->p->k;
+    }
+
+exit:;
+}
+
+#undef luau_closure
+#undef luau_never
+#undef luau_nostack
+#undef luaH_getstr
+#undef luaT_gettm
+#undef luaT_gettmbyobj
+#undef luaV_strcmp
+#pragma pop_macro("luaC_barrier")
+#pragma pop_macro("luaC_barriert")
+#pragma pop_macro("incr_ci")
+#pragma pop_macro("luaD_checkstackfornewci")
+#pragma pop_macro("ttisobject")
+#undef SingleStep
+
+"""
+
+
+def rewrite(text):
+    """The text of lvmexecute.cpp, split. Native builds, and a debugger's single steps, run what stood there."""
+    start, end = text.index(HEAD), text.index("\n" + TAIL) + 1
+    loop = text[start:end]
+    bodies = dict(re.findall(r"^            VM_CASE\(LOP_(\w+)\)\n            \{\n(.*?)^            \}\n", loop, re.M | re.S))
+    if len(bodies) != loop.count("VM_CASE(LOP_"):
+        sys.exit("lvmexecute.cpp: not every case of the interpreter was found")
+    # In Luau's order: NAMECALL goes on with CALL, which follows it.
+    cases = "".join(
+        f"            case LOP_{name}:\n            {{\n{change(name, body)}            }}\n"
+        for name, body in bodies.items()
+        if name in FAST + ARITHMETIC + BUILTIN
+    )
+    split = "#ifdef __wasm__\n" + BEFORE + one(loop) + BETWEEN + cases + AFTER + "#endif\n\n"
+    call = f"#ifdef __wasm__\n        luau_execute_fast(L);\n#else\n{FAST_CALL}#endif\n"
+    return text[:end] + split + replace(text[end:], FAST_CALL, call)
+
+
+def one(loop):
+    """The whole interpreter as a function that runs one instruction; null says that the thread ends or waits."""
+    head = "static LUAU_NOINLINE const Instruction* luau_execute_one(lua_State* L, const Instruction* pc)\n"
+    loop = replace(loop, HEAD, head)
+    loop = replace(loop, "    const Instruction* pc;\n", "")
+    loop = replace(loop, "    pc = L->ci->savedpc;\n", "")
+    loop = replace(loop, '    VM_NEXT(); // starts the interpreter "loop"\n', "    goto dispatch;\n")
+    loop = re.sub(r"\breturn;", "return nullptr;", loop)
+    return replace(loop, "exit:;\n}", "exit:\n    return nullptr;\n}")
+
+
+def change(name, body):
+    """A case for the fast loop."""
+    # Nobody may see the stack's top moved by an instruction that begins again.
+    body = body.replace("StkId top = L->top;", "goto slow;\n                    StkId top = L->top;")
+    body = body.replace("case LUA_TUSERDATA:", "case LUA_TUSERDATA: goto slow;")
+    body = body.replace(" cl = ccl;", "").replace(" cl = nextcl;", "")
+    if name in ARITHMETIC:
+        body = body.replace("ttisvector(", "luau_never(").replace("ttisuserdata(", "luau_never(")
+    if name in ("GETTABLEKS", "SETTABLEKS"):
+        comment = "                // fast-path: built-in table\n"
+        body = replace(body, comment, "                if (LUAU_UNLIKELY(!ttistable(rb))) goto slow;\n" + comment)
+    if name == "CALL":
+        closure = "                Closure* ccl = clvalue(ra);\n"
+        needs_call = "ccl->isC || L->ci == L->end_ci || luau_nostack(L, argtop, ccl->stacksize)"
+        body = replace(body, closure, f"{closure}                if ({needs_call}) goto slow;\n")
+    if name == "NAMECALL":
+        # The object may be gone from its register, so it is CALL that begins again.
+        body += "                start = pc;\n                [[fallthrough]];\n"
+    if name in BUILTIN:
+        body = call_builtin(body)
+    return re.sub(r"\bcl\b", "luau_closure", body)
+
+
+def call_builtin(body):
+    """Calls the builtin, then reads everything again: a variable that is kept across the call slows the whole loop."""
+    length, skip = (2, "LUAU_INSN_C(insn) - 1") if "uint32_t aux" in body else (1, "LUAU_INSN_C(insn)")
+    if f"int skip = {skip};" not in body:
+        sys.exit("lvmexecute.cpp: a call of a builtin is not encoded as it was")
+    body = replace(body, "VM_PROTECT_PC();", "L->ci->savedpc = pc;")
+    call = re.search(r" *int n = f\([^;]*;\n", body).group()
+    again = f"""
+                    pc = L->ci->savedpc;
+                    base = L->base;
+                    k = L->ci->p->k;
+                    insn = pc[-{length}];
+                    skip = {skip};
+                    call = pc[skip];
+                    ra = VM_REG(LUAU_INSN_A(call));
+                    nresults = LUAU_INSN_C(call) - 1;
+"""
+    return replace(body, call, call + again)
+
+
+def replace(text, old, new):
+    """Replaces what must stand there exactly once."""
+    if text.count(old) != 1:
+        sys.exit(f"lvmexecute.cpp: expected this text once, found it {text.count(old)} times:\n{old}")
+    return text.replace(old, new)
