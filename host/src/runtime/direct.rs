@@ -10,8 +10,8 @@
 //!   interrupted after a tick, by the watcher, and its tenant's next turns are the workers'.
 //!
 //! Tokio lets one of its threads wait for events, and that may be the one that now runs a guest. So the watcher also
-//! wakes another, which then takes that over: events wait for a guest for two ticks at most, however it behaves. The one
-//! task that nobody can take over is what the guest itself has woken last, which is its own tenant's.
+//! wakes another, which then takes that over: events wait for a guest for two ticks at most, however it behaves. The
+//! one task that nobody can take over is what the guest itself has woken last, which is its own tenant's.
 
 use std::{
     cell::Cell,

@@ -209,7 +209,7 @@ impl Drop for Leave<'_> {
         let mut running = self.0.running.lock();
         let killed = running.take().filter(|running| running.killed);
         if let Some(killed) = killed {
-            // Opened again under the lock, before the slot of the pool can go to another guest.
+            // Opened again under the lock, before the memory can go to another guest.
             if protect_page(killed.target.base, true).is_err() {
                 // Nobody may ever run in this memory again, and nothing else can be done about it.
                 tracing::error!("cannot open a safepoint page again; aborting");

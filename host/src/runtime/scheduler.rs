@@ -57,7 +57,8 @@ impl Scheduler {
         Ok(Self { queue, workers, direct })
     }
 
-    /// Lets `future` run by turns of `share`'s, see [`Guest::may_be_direct`]. Dropping the task cancels it at its next yield.
+    /// Lets `future` run by turns of `share`'s, see [`Guest::may_be_direct`]. Dropping the task cancels it at its next
+    /// yield.
     pub fn spawn<F>(&self, share: &Share, may_be_direct: bool, future: F) -> Task<F::Output>
     where
         F: Future + Send + 'static,

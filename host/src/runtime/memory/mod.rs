@@ -11,11 +11,13 @@
 //! | [`faults`] | whether a slot can have pages of its own that it does not know |
 //! | [`pagemap`] | which they are |
 //! | [`stack`] | the stacks that VMs run on, kept in the same way |
+//! | [`addresses`] | what slots and stacks lie in |
 //!
 //! # Why no VM sees a byte of another
 //!
 //! 1. A slot's page is either the content's, which nobody can write, or a copy of the slot's own. Only a write makes
-//!    the one into the other, and the first write to a page is a page fault of the thread that writes.
+//!    the one into the other, and the first write to a page is a page fault of the thread that writes. The kernel makes
+//!    pages by itself only where it puts large ones together, which [`addresses`] forbids.
 //! 2. All threads that write to a VM's memory do so within a poll of its future, where their faults are counted; or
 //!    they say that there is doubt before they write, as the watcher does.
 //! 3. So either all pages that are the slot's own are on its list, or it is in doubt; then it asks the kernel, or gives
@@ -24,6 +26,7 @@
 //! Where the system counts no faults, every slot is always in doubt. Where it cannot be asked, or swaps, a slot gives
 //! back all its pages each time.
 
+mod addresses;
 mod content;
 mod faults;
 mod pagemap;

@@ -2,10 +2,11 @@
 
 use std::{io, ops::Range};
 
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous};
 
 use super::{
     PAGE_BYTES,
+    addresses::Addresses,
     content::Content,
     pagemap::{Own, PageMap},
 };
@@ -16,10 +17,6 @@ const KEEP_BYTES: usize = 1024 * 1024;
 
 /// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
 const N_USES: u32 = 256;
-
-/// Addresses before and behind a memory that nobody may touch, beyond what wasmtime asks for, in bytes: whoever
-/// miscalculates an address by little meets no other VM.
-const GUARD_BYTES: usize = 64 * 1024;
 
 /// What a slot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +30,7 @@ pub struct Shape {
 /// A place for a memory.
 #[derive(Debug)]
 pub struct Slot {
-    shape: Shape,
-    base: usize,
+    addresses: Addresses,
     /// Bytes that may be touched now, from the base on.
     open_bytes: usize,
     /// Bytes at the base that begin as the content does. What is beyond begins as zeros.
@@ -53,28 +49,22 @@ impl Slot {
     /// When the system has no addresses or no mappings left.
     pub fn reserve(shape: Shape, content: Option<&Content>) -> io::Result<Self> {
         let content_bytes = content.map_or(0, |content| content.bytes().len());
-        let n_bytes = shape.reserved_bytes + 2 * GUARD_BYTES;
-        // SAFETY: a new mapping at a place of the system's choice, without access.
-        #[allow(unsafe_code)]
-        let start = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), n_bytes, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)?
-        };
-        let base = start.expose_provenance() + GUARD_BYTES;
+        let addresses = Addresses::reserve(shape.reserved_bytes)?;
         let slot =
-            Self { shape, base, open_bytes: content_bytes, content_bytes, own: Vec::new(), kept_until: 0, n_uses: 0 };
+            Self { addresses, open_bytes: content_bytes, content_bytes, own: Vec::new(), kept_until: 0, n_uses: 0 };
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         if let Some(content) = content {
             // SAFETY: the range is within the reservation just made, of which nobody knows yet.
             #[allow(unsafe_code)]
             unsafe {
-                mmap(slot.at(0), content_bytes, ProtFlags::READ | ProtFlags::WRITE, flags, &content.file, 0)?;
+                mmap(slot.addresses.at(0), content_bytes, ProtFlags::READ | ProtFlags::WRITE, flags, &content.file, 0)?;
             }
         }
         if let Some(offset) = shape.safepoint {
             // SAFETY: as above; the page lies behind all that a memory of this shape can grow to.
             #[allow(unsafe_code)]
             unsafe {
-                mmap_anonymous(slot.at(offset), PAGE_BYTES, ProtFlags::READ, flags)?;
+                mmap_anonymous(slot.addresses.at(offset), PAGE_BYTES, ProtFlags::READ, flags)?;
             }
         }
         Ok(slot)
@@ -82,7 +72,7 @@ impl Slot {
 
     /// Where the memory begins.
     pub fn base(&self) -> *mut u8 {
-        self.at(0).cast()
+        self.addresses.at(0).cast()
     }
 
     /// Bytes that may be touched.
@@ -96,7 +86,7 @@ impl Slot {
     /// When the system has no memory for it.
     pub fn open(&mut self, n_bytes: usize) -> io::Result<()> {
         if n_bytes > self.open_bytes {
-            self.protect(self.open_bytes..n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            self.addresses.protect(self.open_bytes..n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
             self.open_bytes = n_bytes;
         }
         Ok(())
@@ -121,13 +111,13 @@ impl Slot {
                 self.own = own;
             }
             None => {
-                self.give_back(reach)?;
+                self.addresses.give_back(reach)?;
                 self.kept_until = 0;
                 self.own.clear();
             }
         }
         if self.open_bytes > self.content_bytes {
-            self.protect(self.content_bytes..self.open_bytes, MprotectFlags::empty())?;
+            self.addresses.protect(self.content_bytes..self.open_bytes, MprotectFlags::empty())?;
             self.open_bytes = self.content_bytes;
         }
         Ok(())
@@ -136,7 +126,7 @@ impl Slot {
     /// The pages that are the slot's own, up to `reach`. None where there are too many, or the system does not say.
     fn look(&self, reach: usize, pages: Option<&PageMap>) -> io::Result<Option<Vec<Range<usize>>>> {
         let Some(pages) = pages else { return Ok(None) };
-        match pages.own(self.base..self.base + reach)? {
+        match pages.own(self.addresses.range(0..reach))? {
             Own::Runs(own) => Ok(Some(own)),
             Own::Many => Ok(None),
         }
@@ -147,7 +137,7 @@ impl Slot {
         if run.is_empty() {
             return;
         }
-        let start = std::ptr::with_exposed_provenance_mut::<u8>(self.base + run.start);
+        let start = self.addresses.at(run.start).cast::<u8>();
         // SAFETY: the run is of pages that are open, and the memory's owner is gone: nobody else has a reference.
         #[allow(unsafe_code)]
         let target = unsafe { std::slice::from_raw_parts_mut(start, run.len()) };
@@ -155,44 +145,6 @@ impl Slot {
         let (copied, zeroed) = target.split_at_mut(content.len().min(run.len()));
         copied.copy_from_slice(&content[..copied.len()]);
         zeroed.fill(0);
-    }
-
-    /// Lets the system have all pages up to `reach`; they begin anew when they are next touched.
-    fn give_back(&mut self, reach: usize) -> io::Result<()> {
-        if reach == 0 {
-            return Ok(());
-        }
-        // SAFETY: the memory's owner is gone, so nobody has a reference into the range, which is this slot's.
-        #[allow(unsafe_code)]
-        unsafe {
-            madvise(self.at(0), reach, Advice::LinuxDontNeed)?;
-        }
-        Ok(())
-    }
-
-    fn protect(&mut self, range: Range<usize>, flags: MprotectFlags) -> io::Result<()> {
-        // SAFETY: the range is this slot's; it is closed only when the memory's owner is gone.
-        #[allow(unsafe_code)]
-        unsafe {
-            mprotect(self.at(range.start), range.len(), flags)?;
-        }
-        Ok(())
-    }
-
-    fn at(&self, offset: usize) -> *mut std::ffi::c_void {
-        std::ptr::with_exposed_provenance_mut(self.base + offset)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let (start, n_bytes) = (self.base - GUARD_BYTES, self.shape.reserved_bytes + 2 * GUARD_BYTES);
-        // SAFETY: the addresses are this slot's alone, and its memory's owner is gone.
-        #[allow(unsafe_code)]
-        let unmapped = unsafe { munmap(std::ptr::with_exposed_provenance_mut(start), n_bytes) };
-        if let Err(error) = unmapped {
-            tracing::error!("addresses of a memory are lost: {error}");
-        }
     }
 }
 

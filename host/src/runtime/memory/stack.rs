@@ -3,18 +3,14 @@
 use std::{io, ops::Range, sync::Arc};
 
 use parking_lot::Mutex;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
+use rustix::mm::MprotectFlags;
 use wasmtime::{StackCreator, StackMemory};
 
-use super::{PAGE_BYTES, System, Witness};
+use super::{PAGE_BYTES, System, Witness, addresses::Addresses};
 
 /// Bytes at the top of a stack that are zeroed in place. What lies below, which few calls reach, goes back to the
 /// system if it was touched.
 const KEEP_BYTES: usize = 16 * 1024;
-
-/// Addresses below a stack that nobody may touch, in bytes. More than any frame of the host has at once, so that none
-/// steps over it.
-const GUARD_BYTES: usize = 64 * 1024;
 
 /// Stacks that are free.
 pub struct Stacks {
@@ -23,11 +19,7 @@ pub struct Stacks {
 }
 
 /// A stack, all zeros whenever it is free.
-struct Stack {
-    /// Its lowest address, above the guard.
-    start: usize,
-    n_bytes: usize,
-}
+struct Stack(Addresses);
 
 /// A stack in use.
 struct Lent {
@@ -55,7 +47,7 @@ unsafe impl StackCreator for Creator {
     fn new_stack(&self, n_bytes: usize, _zeroed: bool) -> wasmtime::Result<Box<dyn StackMemory>> {
         let Self(stacks) = self;
         let n_bytes = n_bytes.next_multiple_of(PAGE_BYTES);
-        let free = stacks.free.lock().pop().filter(|stack| stack.n_bytes == n_bytes);
+        let free = stacks.free.lock().pop().filter(|Stack(addresses)| addresses.n_bytes() == n_bytes);
         let stack = match free {
             Some(stack) => stack,
             None => Stack::new(n_bytes)?,
@@ -68,52 +60,22 @@ unsafe impl StackCreator for Creator {
 
 impl Stack {
     fn new(n_bytes: usize) -> io::Result<Self> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at a place of the system's choice; then all of it but the guard is opened.
-        #[allow(unsafe_code)]
-        let start = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), n_bytes + GUARD_BYTES, ProtFlags::empty(), flags)?.expose_provenance()
-        };
-        let stack = Self { start: start + GUARD_BYTES, n_bytes };
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            mprotect(stack.at(0), n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
-            // A large page would be zeroed whole for the few bytes that a call needs. Without them there is nothing to
-            // refuse.
-            let _ = madvise(stack.at(0), n_bytes, Advice::LinuxNoHugepage);
-        }
-        Ok(stack)
+        let mut addresses = Addresses::reserve(n_bytes)?;
+        addresses.protect(0..n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        Ok(Self(addresses))
     }
 
     /// Makes it zeros again. `is_known`: nothing below the part that is kept was touched.
     fn reset(&mut self, is_known: bool) -> io::Result<()> {
-        let n_below = self.n_bytes.saturating_sub(KEEP_BYTES);
-        // SAFETY: whoever ran on the stack is gone, and the ranges are within it.
+        let Self(addresses) = self;
+        let n_bytes = addresses.n_bytes();
+        let n_below = n_bytes.saturating_sub(KEEP_BYTES);
+        // SAFETY: whoever ran on the stack is gone, and the range is within it.
         #[allow(unsafe_code)]
         unsafe {
-            self.at(n_below).cast::<u8>().write_bytes(0, self.n_bytes - n_below);
-            if !is_known {
-                madvise(self.at(0), n_below, Advice::LinuxDontNeed)?;
-            }
+            addresses.at(n_below).cast::<u8>().write_bytes(0, n_bytes - n_below);
         }
-        Ok(())
-    }
-
-    fn at(&self, offset: usize) -> *mut std::ffi::c_void {
-        std::ptr::with_exposed_provenance_mut(self.start + offset)
-    }
-}
-
-impl Drop for Stack {
-    fn drop(&mut self) {
-        let start = std::ptr::with_exposed_provenance_mut(self.start - GUARD_BYTES);
-        // SAFETY: the addresses are this stack's, and nobody runs on it.
-        #[allow(unsafe_code)]
-        let unmapped = unsafe { munmap(start, self.n_bytes + GUARD_BYTES) };
-        if let Err(error) = unmapped {
-            tracing::error!("addresses of a stack are lost: {error}");
-        }
+        if is_known { Ok(()) } else { addresses.give_back(n_below) }
     }
 }
 
@@ -123,17 +85,16 @@ impl Drop for Stack {
 #[allow(unsafe_code)]
 unsafe impl StackMemory for Lent {
     fn top(&self) -> *mut u8 {
-        self.stack.as_ref().map_or(std::ptr::null_mut(), |stack| stack.at(stack.n_bytes).cast())
+        self.stack.as_ref().map_or(std::ptr::null_mut(), |Stack(addresses)| addresses.at(addresses.n_bytes()).cast())
     }
 
     fn range(&self) -> Range<usize> {
-        self.stack.as_ref().map_or(0..0, |stack| stack.start..stack.start + stack.n_bytes)
+        self.stack.as_ref().map_or(0..0, |Stack(addresses)| addresses.range(0..addresses.n_bytes()))
     }
 
     fn guard_range(&self) -> Range<*mut u8> {
-        let start = self.stack.as_ref().map_or(0, |stack| stack.start);
-        std::ptr::with_exposed_provenance_mut(start.saturating_sub(GUARD_BYTES))
-            ..std::ptr::with_exposed_provenance_mut(start)
+        let guard = self.stack.as_ref().map(|Stack(addresses)| addresses.guard_before());
+        guard.map_or(std::ptr::null_mut()..std::ptr::null_mut(), |guard| guard.start.cast()..guard.end.cast())
     }
 }
 
