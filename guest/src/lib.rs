@@ -17,6 +17,7 @@
 //! | [`module`] | `require`, and the tenant's own modules |
 //! | [`survey`] | what a script spells out, for a check that runs nothing |
 //! | [`sandbox`] | what a script may see |
+//! | [`plain`] | data of ours as a script's values |
 //! | [`value`] | values on their way to another VM and from it |
 //! | [`request`] | a request as a table, and the handler's answer |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
@@ -35,6 +36,7 @@ mod limits;
 mod memory;
 mod module;
 mod operation;
+mod plain;
 mod request;
 mod sandbox;
 mod scheduler;

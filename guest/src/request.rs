@@ -2,38 +2,25 @@
 //!
 //! Tables of the script are read raw: none of its metamethods runs.
 
-use std::collections::BTreeMap;
-
 use mlua::{Lua, LuaString, Table, Value};
 use neoc_abi::event::{Request, Response};
 
+use crate::plain::{self, Plain};
 use crate::stdlib::arguments::type_name;
 use crate::stdlib::headers;
 use crate::{failure, memory};
 
-/// The names of a request's parts.
-pub struct Keys {
-    method: LuaString,
-    path: LuaString,
-    query: LuaString,
-    headers: LuaString,
-    body: LuaString,
-}
+/// The names of a request's parts. While somebody holds them, they need not be made for each request.
+pub struct Names(#[expect(dead_code, reason = "held, and never read")] Vec<LuaString>);
 
-impl Keys {
-    /// Makes them, for all requests.
+impl Names {
+    /// Makes them.
     ///
     /// # Errors
     /// When there is no memory for them.
     pub fn new(lua: &Lua) -> mlua::Result<Self> {
-        let key = |name: &str| lua.create_string(name);
-        Ok(Self {
-            method: key("method")?,
-            path: key("path")?,
-            query: key("query")?,
-            headers: key("headers")?,
-            body: key("body")?,
-        })
+        let names = ["method", "path", "query", "headers", "body"];
+        names.iter().map(|name| lua.create_string(name)).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -41,16 +28,22 @@ impl Keys {
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn request_table(lua: &Lua, keys: &Keys, request: Request) -> mlua::Result<Table> {
-    let Request { method, path, query, headers, body } = request;
-    let table = lua.create_table_with_capacity(0, 5)?;
-    table.raw_set(&keys.method, method)?;
-    table.raw_set(&keys.path, path)?;
-    // Of several values of one name, the last wins.
-    table.raw_set(&keys.query, lua.create_table_from(query.into_iter().collect::<BTreeMap<_, _>>())?)?;
-    table.raw_set(&keys.headers, headers::to_table(lua, headers)?)?;
-    table.raw_set(&keys.body, memory::string(lua, &body)?)?;
-    Ok(table)
+pub fn request_table(lua: &Lua, request: &Request) -> mlua::Result<Value> {
+    let query: Vec<_> = request.query.iter().map(|(name, value)| field(name, value.as_bytes())).collect();
+    let headers = headers::joined(&request.headers);
+    let headers = headers::fields(&headers);
+    let fields = [
+        field("method", request.method.as_bytes()),
+        field("path", request.path.as_bytes()),
+        (&b"query"[..], Plain::Table(&query)),
+        (&b"headers"[..], Plain::Table(&headers)),
+        field("body", &request.body),
+    ];
+    plain::make(lua, &Plain::Table(&fields))
+}
+
+fn field<'a>(name: &'a str, value: &'a [u8]) -> (&'a [u8], Plain<'a>) {
+    (name.as_bytes(), Plain::String(value))
 }
 
 /// Reads a handler's answer: a string, or a table with `status`, `headers` and `body`.

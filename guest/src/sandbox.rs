@@ -1,9 +1,10 @@
 //! What a script may see: Luau's own libraries without the parts that reach around the sandbox, the
 //! functions of the prelude, and nothing that can be changed. `globals.txt` is the whole list.
 
-use mlua::state::{GcIncParams, GcMode};
+use std::cell::Cell;
 use std::time::Instant;
 
+use mlua::state::{GcIncParams, GcMode};
 use mlua::{Lua, LuaOptions, LuaString, StdLib, Table, Value};
 
 use crate::caller::MadeAt;
@@ -87,16 +88,18 @@ fn block(lua: &Lua, api: String) -> mlua::Result<Option<Table>> {
     blocked.err().map(|refused| failure::error_table(lua, refused)).transpose()
 }
 
-/// When the work of this VM began.
-struct Origin(Instant);
-
-/// Sets `os.clock` to 0. Luau's own would count from when a snapshot was taken, on another machine perhaps.
-pub fn restart_clock(lua: &Lua) {
-    lua.set_app_data(Origin(Instant::now()));
+thread_local! {
+    /// When the work of this VM began.
+    static ORIGIN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-fn clock(lua: &Lua, (): ()) -> mlua::Result<f64> {
-    Ok(lua.app_data_ref::<Origin>().map_or(0.0, |origin| origin.0.elapsed().as_secs_f64()))
+/// Sets `os.clock` to 0. Luau's own would count from when a snapshot was taken, on another machine perhaps.
+pub fn restart_clock() {
+    ORIGIN.set(Some(Instant::now()));
+}
+
+fn clock(_: &Lua, (): ()) -> mlua::Result<f64> {
+    Ok(ORIGIN.get().map_or(0.0, |origin| origin.elapsed().as_secs_f64()))
 }
 
 /// Removes what a script must not have, and freezes the rest.

@@ -44,7 +44,8 @@ struct Every {
     run_cleanups: Function,
     take_unawaited: Function,
     seed: Function,
-    keys: request::Keys,
+    failed: Table,
+    _names: request::Names,
 }
 
 type Ends = Rc<RefCell<Vec<(u32, Finish)>>>;
@@ -125,7 +126,7 @@ impl Vm {
     }
 
     fn load_entry(&self, entry: &Module, mode: Mode) -> Result<Entry, ScriptError> {
-        sandbox::restart_clock(&self.lua);
+        sandbox::restart_clock();
         self.call_prelude("begin_entry", (&*entry.name, module::path::module_of(&entry.name)))?;
         let compile = |entry: &Module| {
             let compiled = module::compile(&self.lua, &entry.name, &entry.source, None);
@@ -208,9 +209,9 @@ impl Vm {
         };
         let (function, arguments) = match (event, &self.entry) {
             (Event::Request(inbound), Entry::Handler(handler)) => {
-                let table = request::request_table(&self.lua, &self.every.keys, inbound)
-                    .map_err(|error| failure::describe_error(&error))?;
-                (handler.clone(), MultiValue::from_iter([Value::Table(table)]))
+                let table =
+                    request::request_table(&self.lua, &inbound).map_err(|error| failure::describe_error(&error))?;
+                (handler.clone(), MultiValue::from_iter([table]))
             }
             (Event::Run(arguments), Entry::Script(script)) => {
                 let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
@@ -238,7 +239,7 @@ impl Vm {
 
     /// Thaws what a snapshot froze: the clock's origin, and the seed that Luau began with.
     fn thaw(&self, seed: u64) -> mlua::Result<()> {
-        sandbox::restart_clock(&self.lua);
+        sandbox::restart_clock();
         // `math.randomseed` takes 32 bits.
         self.every.seed.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
@@ -359,6 +360,9 @@ impl Vm {
     }
 
     fn log_unawaited(&self, request: u32) {
+        if self.every.failed.is_empty() {
+            return;
+        }
         let Ok((failures, more)) = self.every.take_unawaited.call::<(Vec<Value>, u32)>(request) else { return };
         for value in &failures {
             let ScriptError { message, traceback } = failure::script_error(&self.lua, value);
@@ -378,7 +382,8 @@ impl Every {
             run_cleanups: prelude.raw_get("run_cleanups")?,
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
-            keys: request::Keys::new(lua)?,
+            failed: prelude.raw_get("failed")?,
+            _names: request::Names::new(lua)?,
         })
     }
 }

@@ -1,37 +1,41 @@
 //! Header lists: as the contract has them, and as a script does.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use mlua::{Lua, Table, Value};
+use mlua::Value;
 use neoc_abi::secret::Template;
 
 use super::{arguments::type_name, secret};
+use crate::plain::Plain;
 
 /// Most bytes of all names and values that a script may give.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// A script's table of headers: lower-case names; repeated ones joined by a comma and a space.
-///
-/// # Errors
-/// When there is no memory for it.
-pub fn to_table(lua: &Lua, headers: Vec<(String, Vec<u8>)>) -> mlua::Result<Table> {
-    let mut joined = BTreeMap::<String, Vec<u8>>::new();
+/// Headers by their lower-case names, as a script's table has them; repeated ones joined by a comma and a space.
+pub type Joined<'a> = BTreeMap<&'a str, Cow<'a, [u8]>>;
+
+/// Joins what is repeated.
+pub fn joined(headers: &[(String, Vec<u8>)]) -> Joined<'_> {
+    let mut joined = Joined::new();
     for (name, value) in headers {
-        match joined.get_mut(&name) {
+        match joined.get_mut(name.as_str()) {
             Some(values) => {
+                let values = values.to_mut();
                 values.extend_from_slice(b", ");
-                values.extend_from_slice(&value);
+                values.extend_from_slice(value);
             }
             None => {
-                joined.insert(name, value);
+                joined.insert(name, Cow::Borrowed(value));
             }
         }
     }
-    let table = lua.create_table_with_capacity(0, joined.len())?;
-    for (name, value) in joined {
-        table.raw_set(name, lua.create_string(value)?)?;
-    }
-    Ok(table)
+    joined
+}
+
+/// The fields of a script's table of headers.
+pub fn fields<'a>(joined: &'a Joined<'_>) -> Vec<(&'a [u8], Plain<'a>)> {
+    joined.iter().map(|(name, value)| (name.as_bytes(), Plain::String(value))).collect()
 }
 
 /// Headers as a script gives them, sorted by name.

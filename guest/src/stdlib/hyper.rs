@@ -10,6 +10,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyR
 use super::arguments::{self, Arguments, milliseconds, mismatch};
 use super::{Answer, Body, Function, Module, headers};
 use crate::failure::Failure;
+use crate::plain::{self, Plain};
 use crate::scheduler::cancel;
 use crate::{memory, operation};
 
@@ -210,7 +211,7 @@ pub fn to_method(written: &str) -> Option<String> {
 
 async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {
     let outcome = operation::perform(&arguments.api, AnyOperation::Http(Operation::Request(request))).await;
-    response_table(lua, response(outcome)?)
+    response_table(lua, &response(outcome)?)
 }
 
 fn response(outcome: Outcome) -> Result<Response, Failure> {
@@ -222,19 +223,22 @@ fn response(outcome: Outcome) -> Result<Response, Failure> {
 
 /// An item of `get_all`: a response, or an error value in its place.
 fn item(lua: &Lua, outcome: Outcome) -> mlua::Result<Value> {
-    match response(outcome).and_then(|response| response_table(lua, response)) {
+    match response(outcome).and_then(|response| response_table(lua, &response)) {
         Ok(value) => Ok(value),
         Err(Failure::Operation(error)) => Failure::Operation(error).into_value(lua),
         Err(Failure::Luau(error)) => Err(error),
     }
 }
 
-fn response_table(lua: &Lua, response: Response) -> Answer {
+fn response_table(lua: &Lua, response: &Response) -> Answer {
     let Response { status, headers, body } = response;
-    let table = lua.create_table_with_capacity(0, 4)?;
-    table.raw_set("status", status)?;
-    table.raw_set("headers", headers::to_table(lua, headers)?)?;
-    table.raw_set("body", memory::string(lua, &body)?)?;
-    table.raw_set("ok", (200..300).contains(&status))?;
-    Ok(Value::Table(table))
+    let headers = headers::joined(headers);
+    let headers = headers::fields(&headers);
+    let fields = [
+        (&b"status"[..], Plain::Number((*status).into())),
+        (&b"headers"[..], Plain::Table(&headers)),
+        (&b"body"[..], Plain::String(body)),
+        (&b"ok"[..], Plain::Boolean((200..300).contains(status))),
+    ];
+    Ok(plain::make(lua, &Plain::Table(&fields))?)
 }
