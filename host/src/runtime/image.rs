@@ -7,6 +7,7 @@
 //! that a VM's memory begins with.
 
 mod data;
+mod state;
 
 use std::{
     fs::{self, File},
@@ -19,6 +20,7 @@ use wasmtime::{Engine, Linker, Module, Store};
 use wasmtime_wasi::{WasiCtxBuilder, p1::WasiP1Ctx};
 use wasmtime_wizer::Wizer;
 
+pub use self::state::GLOBAL;
 use super::{engine, memory::Content, safepoint};
 use crate::policy::Preemption;
 
@@ -89,7 +91,8 @@ pub fn load_or_build(
 /// Compiles the guest as `init` leaves it. Gives its code and its memory.
 fn build(engine: &Engine, guest: &[u8], preemption: Preemption) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
     let snapshot = snapshot(&engine::build_plain(preemption)?, guest)?;
-    let (mut code, memory) = data::take_out(&snapshot)?;
+    let (code, memory) = data::take_out(&snapshot)?;
+    let mut code = state::expose(&code)?;
     if preemption == Preemption::Safepoint {
         code = safepoint::instrument(&code)?;
     }
@@ -111,8 +114,8 @@ fn cache_key(engine: &Engine, guest: &[u8], preemption: Preemption) -> String {
     hasher.write(guest);
     // What is done to the guest before it is compiled.
     hasher.write(match preemption {
-        Preemption::Safepoint => b"safepoint 2",
-        Preemption::Epoch => b"epoch 2",
+        Preemption::Safepoint => b"safepoint 3",
+        Preemption::Epoch => b"epoch 3",
     });
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hasher.0.finalize().to_hex().to_string()

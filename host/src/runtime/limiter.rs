@@ -25,6 +25,11 @@ impl MemoryLimiter {
     pub fn new(limit_bytes: usize) -> Self {
         Self { limit_bytes }
     }
+
+    /// Whether a linear memory may have so many bytes.
+    pub fn allows(&self, memory_bytes: usize) -> bool {
+        memory_bytes <= self.limit_bytes
+    }
 }
 
 impl ResourceLimiter for MemoryLimiter {

@@ -11,6 +11,7 @@
 //! | [`load`] | a script on its way into the sandbox |
 //! | [`tenant_image`] | a tenant's loaded script, restored into each fresh VM |
 //! | [`vm`] | one instance and the calls into it |
+//! | [`renewal`] | VMs that are made as new for the next request |
 //! | [`state`] | what the host keeps beside a VM: meters, and its requests |
 //! | [`requests`] | the requests of a VM: their operations, and what has come back for whom |
 //! | [`effects`] | a request's line to the broker |
@@ -37,6 +38,7 @@ mod load;
 mod memory;
 mod meter;
 mod preempt;
+mod renewal;
 mod requests;
 mod resident;
 mod safepoint;
@@ -82,6 +84,7 @@ use self::{
     memory::{Memories, Witnessed},
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
+    renewal::Renewed,
     requests::Requests,
     scheduler::Scheduler,
     state::{Reach, State},
@@ -139,6 +142,7 @@ pub struct Runtime {
     guest: Guest,
     preempt: Preempt,
     memories: Arc<Memories>,
+    renewed: Renewed,
     scheduler: Scheduler,
     /// One permit per slot of the pool; work waits here in order, never inside wasmtime.
     slots: Arc<Semaphore>,
@@ -228,7 +232,8 @@ impl Runtime {
             *interrupt = found;
         }
         let slots = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { guest, preempt, memories, scheduler, slots, n_slots: instances, outliving: Arc::default() })
+        let (renewed, outliving) = (Renewed::default(), Arc::default());
+        Ok(Self { guest, preempt, memories, renewed, scheduler, slots, n_slots: instances, outliving })
     }
 
     /// Runs a job in a fresh VM, or in that of its tenant, until its script has an end. Dropping the future cancels
@@ -337,26 +342,36 @@ impl Runtime {
                 // Nobody waits for it when the client has left.
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached. What waits all the same has no business to.
-                let Some(grant) = &detach else { return Ok(()) };
+                let Some(grant) = &detach else { break };
                 cpu.renew(grant.cpu);
                 if n_waiting > 0 {
                     n_waiting = vm.complete(Vec::new()).await.map_err(failed)?;
                 }
             }
             if n_waiting == 0 {
-                return Ok(());
+                break;
             }
-            let Some((_, batch)) = vm.next_batch().await else { return Ok(()) };
+            let Some((_, batch)) = vm.next_batch().await else { break };
             turn::breathe().await;
             n_waiting = vm.complete(batch).await.map_err(failed)?;
         }
+        self.renewed.keep(vm);
+        Ok(())
     }
 
-    /// Yields a ready VM: a fresh instance with the tenant's script in it.
+    /// Yields a ready VM: a fresh one, with the tenant's script in it.
     async fn ready(&self, image: &TenantImage, state: State) -> wasmtime::Result<Vm> {
-        let mut vm = Vm::instantiate(&self.guest, &self.preempt, state).await?;
+        let mut vm = self.fresh(state).await?;
         image.restore(&mut vm)?;
         Ok(vm)
+    }
+
+    /// A VM as the base image has it: one that was made as new, where there is one.
+    async fn fresh(&self, state: State) -> wasmtime::Result<Vm> {
+        match self.renewed.take() {
+            Some(vm) => vm.begin(&self.preempt, state),
+            None => Vm::instantiate(&self.guest, &self.preempt, state).await,
+        }
     }
 }
 

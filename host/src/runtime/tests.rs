@@ -12,11 +12,20 @@ use crate::{capability::module::Folder, policy};
 /// As many VMs as threads, so that each slot serves both tenants by turns, and a few more.
 const N_THREADS: usize = 2;
 
-/// Fills so many pieces of 256 KiB with its tenant's marker, and answers with the number.
+/// WebAssembly pages that the largest request needs beyond the base image.
+const GROWN_PAGES: u64 = 16 * 12;
+
+/// Fills so many pieces of 256 KiB with its tenant's marker, and answers with the number. -1 raises an
+/// error, -2 never ends.
 fn script(marker: &str) -> String {
     format!(
         "return function(request)
             local kept = {{}}
+            if request.path == '/-1' then
+                error('{marker}')
+            end
+            while request.path == '/-2' do
+            end
             for i = 1, tonumber(string.sub(request.path, 2)) do
                 kept[i] = string.rep('{marker}', 2 ^ 14) .. i
             end
@@ -35,37 +44,43 @@ async fn load(runtime: &Arc<Runtime>, marker: &str) -> TenantImage {
 
 /// One request in a fresh VM, whose memory is looked at before and after.
 async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces: usize) {
-    let budget = CpuBudget::new(Duration::from_secs(60));
-    let mut requests = Requests::default();
-    let effects = Effects::of(policy::Tenant::without_grants(marker, "main.luau"), tokio::runtime::Handle::current());
-    requests.enter(ALONE, effects, ScriptLog::discard(), None);
-    let reach = Reach::Requests(requests);
-    let state = State::new(MAX_MEMORY_BYTES, CpuMeter::new(budget), ScriptLog::discard(), reach);
-    let mut vm = Vm::instantiate(&runtime.guest, &runtime.preempt, state).await.expect("there is a slot");
+    let mut vm = runtime.fresh(state(marker, Duration::from_secs(60))).await.expect("there is a slot");
     let base = runtime.memories.content();
     assert!(vm.memory().expect("has one") == base, "memory that is not the base image's");
-    // What a script has grown into was another's before, perhaps.
-    vm.grow(16 * 12).expect("within its limit");
-    let grown = &vm.memory().expect("has one")[base.len()..];
-    assert!(grown.iter().all(|byte| *byte == 0), "memory that does not begin as zeros");
-
+    if n_pieces > 1 {
+        // What a script has grown into was another's before, perhaps.
+        vm.grow(GROWN_PAGES).expect("within its limit");
+        let grown = &vm.memory().expect("has one")[base.len()..];
+        assert!(grown.iter().all(|byte| *byte == 0), "memory that does not begin as zeros");
+    }
     image.restore(&mut vm).expect("fits");
-    let request =
-        Request { method: "GET".into(), path: format!("/{n_pieces}"), query: vec![], headers: vec![], body: vec![] };
-    let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
-    let start = Start { request: ALONE, event: Event::Request(request), random_seed: 1, limits };
-    vm.start(&start).await.expect("runs");
+    vm.start(&start(&format!("/{n_pieces}"))).await.expect("runs");
     let end = vm.requests().expect("it has one").take_changes().pop().and_then(|change| change.end);
     let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
     assert_eq!(response.body, n_pieces.to_string().into_bytes());
     // So a byte of it that stayed would have been seen.
     let memory = vm.memory().expect("has one");
     assert!(memory.windows(marker.len()).any(|bytes| bytes == marker.as_bytes()), "the marker is nowhere");
+    runtime.renewed.keep(vm);
 }
 
-#[test]
-fn no_vm_begins_with_a_byte_of_another() {
-    let n_requests: usize = std::env::var("REQUESTS").ok().and_then(|number| number.parse().ok()).unwrap_or(300);
+/// What the host keeps for a VM with one request.
+fn state(marker: &str, cpu: Duration) -> State {
+    let mut requests = Requests::default();
+    let effects = Effects::of(policy::Tenant::without_grants(marker, "main.luau"), tokio::runtime::Handle::current());
+    requests.enter(ALONE, effects, ScriptLog::discard(), None);
+    let reach = Reach::Requests(requests);
+    State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(cpu)), ScriptLog::discard(), reach)
+}
+
+fn start(path: &str) -> Start {
+    let request = Request { method: "GET".into(), path: path.into(), query: vec![], headers: vec![], body: vec![] };
+    let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
+    Start { request: ALONE, event: Event::Request(request), random_seed: 1, limits }
+}
+
+/// A sandbox for three VMs, with what it needs.
+fn runtime() -> (Arc<Runtime>, tokio::runtime::Runtime, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("builds");
     let settings = Settings {
@@ -75,7 +90,13 @@ fn no_vm_begins_with_a_byte_of_another() {
         preemption: Preemption::Safepoint,
         guest: GUEST.into(),
     };
-    let runtime = Arc::new(Runtime::start(&settings, io.handle()).expect("starts"));
+    (Arc::new(Runtime::start(&settings, io.handle()).expect("starts")), io, folder)
+}
+
+#[test]
+fn no_vm_begins_with_a_byte_of_another() {
+    let n_requests: usize = std::env::var("REQUESTS").ok().and_then(|number| number.parse().ok()).unwrap_or(300);
+    let (runtime, io, _folder) = runtime();
     let markers = ["AAAAaaaaAAAAaaaa", "BBBBbbbbBBBBbbbb"];
     let images = markers.map(|marker| io.block_on(load(&runtime, marker)));
     thread::scope(|scope| {
@@ -91,4 +112,51 @@ fn no_vm_begins_with_a_byte_of_another() {
             });
         }
     });
+}
+
+#[test]
+fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
+    let (runtime, io, _folder) = runtime();
+    let watcher = Watcher::start().expect("starts");
+    watcher.enlist();
+    let marker = "AAAAaaaaAAAAaaaa";
+    let image = &io.block_on(load(&runtime, marker));
+    let n_renewed = |path: &str, cpu: Duration, n_pages: u64| {
+        let live = async {
+            drop(runtime.renewed.take());
+            let mut vm = runtime.fresh(state(marker, cpu)).await.expect("there is a slot");
+            image.restore(&mut vm).expect("fits");
+            vm.grow(n_pages).expect("within its limit");
+            let has_ended = vm.start(&start(path)).await.is_ok();
+            runtime.renewed.keep(vm);
+            has_ended
+        };
+        let has_ended = io.block_on(Witnessed::new(live));
+        let vm = runtime.renewed.take();
+        if let Some(vm) = &vm {
+            assert!(vm.memory().expect("has one") == runtime.memories.content(), "memory that is not the base image's");
+        }
+        (has_ended, usize::from(vm.is_some()))
+    };
+    let long = Duration::from_secs(60);
+    assert_eq!(n_renewed("/1", long, 0), (true, 1));
+    assert_eq!(n_renewed("/-1", long, 0), (true, 1), "a script's error is an end of its own");
+    assert_eq!(n_renewed("/1", long, 1), (true, 0), "a memory that has grown stays so");
+    assert_eq!(n_renewed("/-2", Duration::from_millis(5), 0), (false, 0), "a VM that was killed is not used again");
+}
+
+#[test]
+fn a_vm_lives_for_so_many_requests_and_no_more() {
+    let (runtime, io, _folder) = runtime();
+    let is_left_after = |n_lives: u32| {
+        for _ in 0..n_lives {
+            io.block_on(Witnessed::new(async {
+                let vm = runtime.fresh(state("a", Duration::from_secs(60))).await.expect("there is a slot");
+                runtime.renewed.keep(vm);
+            }));
+        }
+        runtime.renewed.take().is_some()
+    };
+    assert!(is_left_after(vm::MAX_LIVES - 1));
+    assert!(!is_left_after(vm::MAX_LIVES));
 }

@@ -8,16 +8,19 @@ use neoc_abi::{
     wire,
 };
 use wasmtime::{
-    Error, Extern, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, UpdateDeadline,
-    WasmParams, WasmResults,
+    Error, Extern, Global, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, UpdateDeadline,
+    Val, WasmParams, WasmResults,
 };
 
 use super::{
+    image,
+    memory::{Lease, Witness},
     meter::{CpuBudget, CpuMeter, Metered},
     preempt::{Interrupt, Target},
     requests::Requests,
-    state::State,
+    state::{Reach, State},
 };
+use crate::script_log::ScriptLog;
 
 /// A message to the guest: where it lies and how long it is.
 type Message = (u32, u32);
@@ -37,6 +40,9 @@ enum Room {
 fn no_room() -> Error {
     Error::msg("the guest has no room for a small message")
 }
+
+/// After so many requests a VM is ended, with what wasmtime keeps for its exceptions.
+pub const MAX_LIVES: u32 = 256;
 
 /// What stops a running VM; see [`crate::policy::Preemption`].
 pub enum Preempt {
@@ -64,6 +70,8 @@ struct Exports {
     stack_end: ModuleExport,
     interrupt_offset: ModuleExport,
     interrupt_function: ModuleExport,
+    /// Those that the guest can change.
+    globals: Vec<ModuleExport>,
 }
 
 /// A VM. After any error it must be dropped: a trapped store is never used again.
@@ -71,9 +79,29 @@ pub struct Vm {
     store: Store<State>,
     instance: Instance,
     exports: Arc<Exports>,
+    calls: Calls,
     meter: Arc<CpuMeter>,
     /// How the watcher stops it. None where epochs do.
     target: Option<Target>,
+    begun_with: Begun,
+    /// Its places. Those that came last are still with its witness.
+    leases: Vec<Arc<dyn Lease>>,
+    /// Whether every call into it has come to its end.
+    is_sound: bool,
+    n_lives: u32,
+}
+
+/// What nearly every request calls.
+struct Calls {
+    allocate: TypedFunc<u32, u32>,
+    start: TypedFunc<Message, u32>,
+    complete: TypedFunc<Message, u32>,
+}
+
+/// How a VM was when it was fresh, apart from the bytes of its memory.
+struct Begun {
+    globals: Vec<(Global, Val)>,
+    memory_bytes: usize,
 }
 
 impl Guest {
@@ -87,11 +115,23 @@ impl Guest {
     }
 }
 
+impl Preempt {
+    /// How the watcher stops the VM that is entered by this thread now, whose memory begins at `base`.
+    fn target(&self, base: *mut u8, meter: &Arc<CpuMeter>) -> Option<Target> {
+        match self {
+            Self::Safepoint(interrupt) => Some(Target::new(base, *interrupt, Arc::clone(meter))),
+            Self::Epoch => None,
+        }
+    }
+}
+
 impl Exports {
     fn of(module: &Module) -> Result<Self> {
         let find = |name: &str| {
             module.get_export_index(name).ok_or_else(|| Error::msg(format!("the guest has no export {name:?}")))
         };
+        let globals = module.exports().map(|export| export.name()).filter(|name| name.starts_with(image::GLOBAL));
+        let globals = globals.map(find).collect::<Result<_>>()?;
         Ok(Self {
             memory: find("memory")?,
             allocate: find("allocate")?,
@@ -103,6 +143,7 @@ impl Exports {
             stack_end: find("stack_end")?,
             interrupt_offset: find("interrupt_offset")?,
             interrupt_function: find("interrupt_function")?,
+            globals,
         })
     }
 }
@@ -129,11 +170,62 @@ impl Vm {
         let memory = instance.get_module_export(&mut store, &exports.memory).and_then(Extern::into_memory);
         let memory = memory.ok_or_else(|| Error::msg("the guest's memory is none"))?;
         store.data_mut().memory = Some(memory);
-        let target = match preemption {
-            Preempt::Safepoint(interrupt) => Some(Target::new(memory.data_ptr(&store), *interrupt, Arc::clone(&meter))),
-            Preempt::Epoch => None,
+        let globals = exports.globals.iter().map(|global| {
+            let global = instance.get_module_export(&mut store, global).and_then(Extern::into_global);
+            let global = global.ok_or_else(|| Error::msg("a global of the guest's is none"))?;
+            Ok((global, global.get(&mut store)))
+        });
+        let globals = globals.collect::<Result<_>>()?;
+        let calls = Calls {
+            allocate: exported(&mut store, &instance, &exports.allocate)?,
+            start: exported(&mut store, &instance, &exports.start)?,
+            complete: exported(&mut store, &instance, &exports.complete)?,
         };
-        Ok(Self { store, instance, exports, meter, target })
+        let target = preemption.target(memory.data_ptr(&store), &meter);
+        let begun_with = Begun { globals, memory_bytes: memory.data_size(&store) };
+        let (leases, is_sound) = (Witness::current().map(|witness| witness.take_leases()).unwrap_or_default(), true);
+        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, n_lives: 1 })
+    }
+
+    /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
+    pub fn renew(mut self) -> Option<Self> {
+        let memory = self.store.data().memory().ok()?;
+        let has_grown = memory.data_size(&self.store) != self.begun_with.memory_bytes;
+        if !self.is_sound || has_grown || self.n_lives >= MAX_LIVES {
+            return None;
+        }
+        self.n_lives += 1;
+        // All that its request had under way goes first.
+        let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
+        nothing.memory = Some(memory);
+        *self.store.data_mut() = nothing;
+        self.target = None;
+        for (global, value) in &self.begun_with.globals {
+            global.set(&mut self.store, *value).ok()?;
+        }
+        // What was lent to it since it was instantiated: its stack.
+        self.leases.extend(Witness::current()?.take_leases());
+        let renewed = self.leases.iter().try_for_each(|lease| lease.renew());
+        renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).ok()?;
+        Some(self)
+    }
+
+    /// Begins another life, of one that was made as new.
+    ///
+    /// # Errors
+    /// When its memory is more than it may have now.
+    pub fn begin(mut self, preemption: &Preempt, mut state: State) -> Result<Self> {
+        if !state.limiter.allows(self.begun_with.memory_bytes) {
+            return Err(Error::msg("the base image takes more memory than the limit"));
+        }
+        let witness = Witness::current();
+        self.leases.iter().for_each(|lease| lease.hand_to(witness.clone()));
+        let memory = self.store.data().memory()?;
+        state.memory = Some(memory);
+        self.meter = Arc::clone(&state.meter);
+        *self.store.data_mut() = state;
+        self.target = preemption.target(memory.data_ptr(&self.store), &self.meter);
+        Ok(self)
     }
 
     /// Where the guest's stack ends; it begins at 0.
@@ -198,7 +290,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start(&mut self, start: &Start) -> Result<u32> {
-        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.start)?;
+        let function = self.calls.start.clone();
         self.call(&function, &wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
     }
 
@@ -207,7 +299,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start_beside(&mut self, start: &Start) -> Result<Option<u32>> {
-        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.start)?;
+        let function = self.calls.start.clone();
         let bytes = wire::encode(start)?;
         // Also for what comes of a small one: beside many others there may be little left.
         let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
@@ -229,7 +321,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
-        let function: TypedFunc<Message, u32> = self.function(|exports| &exports.complete)?;
+        let function = self.calls.complete.clone();
         let bytes = wire::encode(&batch)?;
         let room = if bytes.len() > SMALL_BYTES { Room::AskedFor(bytes.len()) } else { Room::Given };
         if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
@@ -267,9 +359,7 @@ impl Vm {
         P: WasmParams,
         R: WasmResults,
     {
-        let function = self.instance.get_module_export(&mut self.store, export(&self.exports));
-        let function = function.and_then(Extern::into_func);
-        function.ok_or_else(|| Error::msg("an export of the guest is no function"))?.typed(&self.store)
+        exported(&mut self.store, &self.instance, export(&self.exports))
     }
 
     /// Hands a message over. None: the guest was asked whether it has room, and has not.
@@ -280,7 +370,7 @@ impl Vm {
         room: Room,
     ) -> Result<Option<R>> {
         let length = u32::try_from(bytes.len())?;
-        let allocate: TypedFunc<u32, u32> = self.function(|exports| &exports.allocate)?;
+        let allocate = self.calls.allocate.clone();
         let has_room: Option<(TypedFunc<u32, u32>, u32)> = match room {
             Room::AskedFor(room) => Some((self.function(|exports| &exports.has_room)?, u32::try_from(room)?)),
             Room::Given => None,
@@ -307,10 +397,24 @@ impl Vm {
         }
         self.meter.check_between_slices()?;
         let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
-        Metered::new(call(&mut self.store), meter, target).await.map_err(|error| {
+        // Also if this future is dropped meanwhile.
+        self.is_sound = false;
+        let called = Metered::new(call(&mut self.store), meter, target).await;
+        self.is_sound = called.is_ok();
+        called.map_err(|error| {
             // A kill closes the safepoint page, and the guest's next load from it traps.
             let killed = error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) && self.target.is_some();
             if killed { self.meter.check_between_slices().err().map_or(error, Error::from) } else { error }
         })
     }
+}
+
+/// One of a guest's functions.
+fn exported<P, R>(store: &mut Store<State>, instance: &Instance, export: &ModuleExport) -> Result<TypedFunc<P, R>>
+where
+    P: WasmParams,
+    R: WasmResults,
+{
+    let function = instance.get_module_export(&mut *store, export).and_then(Extern::into_func);
+    function.ok_or_else(|| Error::msg("an export of the guest is no function"))?.typed(&*store)
 }

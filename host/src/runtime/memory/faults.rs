@@ -10,6 +10,7 @@
 
 use std::{
     cell::RefCell,
+    fmt,
     pin::Pin,
     sync::{
         Arc,
@@ -18,15 +19,20 @@ use std::{
     task::{Context, Poll},
 };
 
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::Lease;
+
 const PAGE_BYTES: usize = 4096;
 
-/// Whether there were page faults in the life of a VM.
-#[derive(Debug, Default)]
+/// Whether there were page faults in the life of a VM, or in a request's part of it.
+#[derive(Default)]
 pub struct Witness {
     in_doubt: AtomicBool,
+    /// What was lent to the VM meanwhile.
+    leases: Mutex<Vec<Arc<dyn Lease>>>,
 }
 
 /// The poll that goes on on a thread.
@@ -41,10 +47,26 @@ thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
 }
 
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Witness").field("in_doubt", &self.in_doubt).finish_non_exhaustive()
+    }
+}
+
 impl Witness {
     /// That of the VM whose future is being polled on this thread. None outside of such a poll.
     pub fn current() -> Option<Arc<Self>> {
         CURRENT.with_borrow(|current| current.as_ref().map(|current| Arc::clone(&current.witness)))
+    }
+
+    /// Keeps what the VM was lent.
+    pub fn note(&self, lease: Arc<dyn Lease>) {
+        self.leases.lock().push(lease);
+    }
+
+    /// What the VM was lent, once.
+    pub fn take_leases(&self) -> Vec<Arc<dyn Lease>> {
+        std::mem::take(&mut self.leases.lock())
     }
 
     /// Says that pages may have become the VM's own unseen.

@@ -1,4 +1,4 @@
-//! The VMs' linear memories: a place for each, with the base image in it, made as new when its VM is gone.
+//! The VMs' linear memories: a place for each, with the base image in it, made as new for each request.
 //!
 //! wasmtime's own pool asks the kernel after each VM which of its pages were written. That was a third of what a small
 //! request cost, and nearly always it brought to light what was known: the same pages as after the VM before. So the
@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`content`] | what a memory begins with |
 //! | [`slot`] | the place of one memory |
+//! | [`lease`] | what a VM has on loan: made as new when its request is over, and when it is gone |
 //! | [`faults`] | whether a slot can have pages of its own that it does not know |
 //! | [`pagemap`] | which they are |
 //! | [`stack`] | the stacks that VMs run on, kept in the same way |
@@ -29,6 +30,7 @@
 mod addresses;
 mod content;
 mod faults;
+mod lease;
 mod pagemap;
 mod slot;
 mod stack;
@@ -44,9 +46,11 @@ use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 pub use self::{
     content::Content,
     faults::{Witness, Witnessed},
+    lease::Lease,
     stack::{Creator as StackCreator, Stacks},
 };
 use self::{
+    lease::{Placed, Seen},
     pagemap::PageMap,
     slot::{Shape, Slot},
 };
@@ -86,15 +90,6 @@ enum Kind {
     Exceptions,
 }
 
-/// A memory in its place.
-struct Placed {
-    /// None once it is dropped.
-    slot: Option<Slot>,
-    kind: Kind,
-    witness: Option<Arc<Witness>>,
-    home: Arc<Memories>,
-}
-
 // === impl System ===
 
 impl System {
@@ -107,9 +102,9 @@ impl System {
         Arc::new(Self { pages: PageMap::open().filter(|_| !swaps), faults_are_counted: faults::are_counted() })
     }
 
-    /// Whether `witness` saw all and is certain that no page has become its VM's own.
-    fn is_known(&self, witness: Option<&Arc<Witness>>) -> bool {
-        self.faults_are_counted && self.pages.is_some() && witness.is_some_and(Witness::is_certain)
+    /// Whether no page can have become a place's own unseen.
+    fn is_known(&self, seen: &Seen) -> bool {
+        self.faults_are_counted && self.pages.is_some() && seen.is_certain()
     }
 }
 
@@ -153,10 +148,15 @@ impl Memories {
         let free = self.free(kind).lock().pop();
         let mut slot = match free {
             Some(slot) => slot,
-            None => Slot::reserve(shape, self.content.get().filter(|_| kind == Kind::Guest))?,
+            None => Slot::reserve(shape, self.content_of(kind))?,
         };
         slot.open(n_bytes)?;
-        Ok(Placed { slot: Some(slot), kind, witness: Witness::current(), home: Arc::clone(self) })
+        Ok(Placed::new(slot, kind, self))
+    }
+
+    /// What a memory begins with. None: zeros.
+    fn content_of(&self, kind: Kind) -> Option<&Content> {
+        self.content.get().filter(|_| kind == Kind::Guest)
     }
 
     fn free(&self, kind: Kind) -> &Mutex<Vec<Slot>> {
@@ -194,48 +194,5 @@ unsafe impl MemoryCreator for Creator {
         let shape = Shape { reserved_bytes: reserved + guard, safepoint };
         let placed = memories.place(kind, shape, minimum).map_err(|error| format!("no place for a memory: {error}"))?;
         Ok(Box::new(placed))
-    }
-}
-
-// === impl Placed ===
-
-// SAFETY: base and reservation are the slot's for as long as this lives; `grow_to` opens whole pages within them.
-#[allow(unsafe_code)]
-unsafe impl LinearMemory for Placed {
-    fn byte_size(&self) -> usize {
-        self.slot.as_ref().map_or(0, Slot::open_bytes)
-    }
-
-    fn byte_capacity(&self) -> usize {
-        match self.kind {
-            Kind::Guest => MAX_MEMORY_BYTES,
-            Kind::Exceptions => GC_HEAP_BYTES,
-        }
-    }
-
-    fn grow_to(&mut self, n_bytes: usize) -> wasmtime::Result<()> {
-        if n_bytes > self.byte_capacity() {
-            return Err(wasmtime::Error::msg("more than a memory can have"));
-        }
-        let slot = self.slot.as_mut().ok_or_else(|| wasmtime::Error::msg("a memory without a place"))?;
-        Ok(slot.open(n_bytes)?)
-    }
-
-    fn as_ptr(&self) -> *mut u8 {
-        self.slot.as_ref().map_or(std::ptr::null_mut(), Slot::base)
-    }
-}
-
-impl Drop for Placed {
-    fn drop(&mut self) {
-        let Some(mut slot) = self.slot.take() else { return };
-        let system = &self.home.system;
-        let is_known = system.is_known(self.witness.as_ref());
-        let content = self.home.content.get().filter(|_| self.kind == Kind::Guest);
-        match slot.reset(content, is_known, system.pages.as_ref()) {
-            Ok(()) => self.home.free(self.kind).lock().push(slot),
-            // It goes back to the system, whole.
-            Err(error) => tracing::error!("a memory cannot be used again: {error}"),
-        }
     }
 }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use rustix::mm::MprotectFlags;
 use wasmtime::{StackCreator, StackMemory};
 
-use super::{PAGE_BYTES, System, Witness, addresses::Addresses};
+use super::{Lease, PAGE_BYTES, System, Witness, addresses::Addresses, lease::Seen};
 
 /// Bytes at the top of a stack that are zeroed in place. What lies below, which few calls reach, goes back to the
 /// system if it was touched.
@@ -21,12 +21,13 @@ pub struct Stacks {
 /// A stack, all zeros whenever it is free.
 struct Stack(Addresses);
 
-/// A stack in use.
-struct Lent {
-    /// None once it is dropped.
-    stack: Option<Stack>,
-    witness: Option<Arc<Witness>>,
+/// A stack in use, as wasmtime has it.
+struct Lent(Arc<StackLease>);
+
+struct StackLease {
     home: Arc<Stacks>,
+    /// None once it has come back.
+    held: Mutex<Option<(Stack, Seen)>>,
 }
 
 /// Gives the stacks of one engine.
@@ -52,7 +53,12 @@ unsafe impl StackCreator for Creator {
             Some(stack) => stack,
             None => Stack::new(n_bytes)?,
         };
-        Ok(Box::new(Lent { stack: Some(stack), witness: Witness::current(), home: Arc::clone(stacks) }))
+        let held = Mutex::new(Some((stack, Seen::from_now_on())));
+        let lease = Arc::new(StackLease { home: Arc::clone(stacks), held });
+        if let Some(witness) = Witness::current() {
+            witness.note(Arc::<StackLease>::clone(&lease));
+        }
+        Ok(Box::new(Lent(lease)))
     }
 }
 
@@ -85,26 +91,52 @@ impl Stack {
 #[allow(unsafe_code)]
 unsafe impl StackMemory for Lent {
     fn top(&self) -> *mut u8 {
-        self.stack.as_ref().map_or(std::ptr::null_mut(), |Stack(addresses)| addresses.at(addresses.n_bytes()).cast())
+        self.0.look(std::ptr::null_mut(), |addresses| addresses.at(addresses.n_bytes()).cast())
     }
 
     fn range(&self) -> Range<usize> {
-        self.stack.as_ref().map_or(0..0, |Stack(addresses)| addresses.range(0..addresses.n_bytes()))
+        self.0.look(0..0, |addresses| addresses.range(0..addresses.n_bytes()))
     }
 
     fn guard_range(&self) -> Range<*mut u8> {
-        let guard = self.stack.as_ref().map(|Stack(addresses)| addresses.guard_before());
-        guard.map_or(std::ptr::null_mut()..std::ptr::null_mut(), |guard| guard.start.cast()..guard.end.cast())
+        let none = std::ptr::null_mut()..std::ptr::null_mut();
+        self.0.look(none, |addresses| {
+            let guard = addresses.guard_before();
+            guard.start.cast()..guard.end.cast()
+        })
+    }
+}
+
+impl StackLease {
+    fn look<T>(&self, absent: T, look: impl FnOnce(&Addresses) -> T) -> T {
+        self.held.lock().as_ref().map_or(absent, |(Stack(addresses), _)| look(addresses))
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let Some(mut stack) = self.stack.take() else { return };
-        match stack.reset(self.home.system.is_known(self.witness.as_ref())) {
-            Ok(()) => self.home.free.lock().push(stack),
+        let StackLease { home, held } = &*self.0;
+        let Some((mut stack, seen)) = held.lock().take() else { return };
+        match stack.reset(home.system.is_known(&seen)) {
+            Ok(()) => home.free.lock().push(stack),
             // It goes back to the system, whole.
             Err(error) => tracing::error!("a stack cannot be used again: {error}"),
+        }
+    }
+}
+
+impl Lease for StackLease {
+    fn renew(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let (stack, seen) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        stack.reset(self.home.system.is_known(seen))?;
+        seen.end(true);
+        Ok(())
+    }
+
+    fn hand_to(&self, witness: Option<Arc<Witness>>) {
+        if let Some((_, seen)) = self.held.lock().as_mut() {
+            seen.begin(witness);
         }
     }
 }

@@ -1,0 +1,147 @@
+//! What a VM has on loan: its memories and its stack.
+//!
+//! They come back when the VM is gone. One whose request is over may live on for the next; then they are made as new
+//! where they are, see [`super::super::renewal`].
+
+use std::{io, sync::Arc};
+
+use parking_lot::Mutex;
+use wasmtime::LinearMemory;
+
+use super::{GC_HEAP_BYTES, Kind, MAX_MEMORY_BYTES, Memories, Witness, slot::Slot};
+
+/// A loan, while the VM lives.
+pub trait Lease: Send + Sync {
+    /// Makes it as new. Nobody may be using it.
+    ///
+    /// # Errors
+    /// When the system refuses. Then the VM must not be used again.
+    fn renew(&self) -> io::Result<()>;
+
+    /// Has another witness see what happens to it, from the poll on in which this is called. None: nobody does.
+    fn hand_to(&self, witness: Option<Arc<Witness>>);
+}
+
+/// Who has seen what has happened to a place since it was as new.
+pub struct Seen {
+    witness: Option<Arc<Witness>>,
+    /// Whether an earlier witness was not certain, of a place that was not made as new since.
+    was_in_doubt: bool,
+}
+
+/// A memory in its place, as wasmtime has it.
+pub struct Placed(Arc<MemoryLease>);
+
+struct MemoryLease {
+    kind: Kind,
+    home: Arc<Memories>,
+    /// None once it has come back.
+    held: Mutex<Option<Held>>,
+}
+
+struct Held {
+    slot: Slot,
+    seen: Seen,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// By the witness of the VM whose future is being polled.
+    pub fn from_now_on() -> Self {
+        Self { witness: Witness::current(), was_in_doubt: false }
+    }
+
+    /// Whether no page can have become the place's own unseen. Only the VM's own poll can tell.
+    pub fn is_certain(&self) -> bool {
+        !self.was_in_doubt && self.witness.as_ref().is_some_and(Witness::is_certain)
+    }
+
+    /// Has another go on. `is_new`: what was before means nothing any more.
+    pub fn end(&mut self, is_new: bool) {
+        self.was_in_doubt = !is_new && !self.is_certain();
+        self.witness = None;
+    }
+
+    /// Has `witness` see what happens from now on. None: all that happens is in doubt.
+    pub fn begin(&mut self, witness: Option<Arc<Witness>>) {
+        self.witness = witness;
+    }
+}
+
+// === impl Placed ===
+
+impl Placed {
+    /// Lends `slot` to the VM that is made on this thread.
+    pub fn new(slot: Slot, kind: Kind, home: &Arc<Memories>) -> Self {
+        let held = Held { slot, seen: Seen::from_now_on() };
+        let lease = Arc::new(MemoryLease { kind, home: Arc::clone(home), held: Mutex::new(Some(held)) });
+        if let Some(witness) = Witness::current() {
+            witness.note(Arc::<MemoryLease>::clone(&lease));
+        }
+        Self(lease)
+    }
+}
+
+// SAFETY: base and reservation are the slot's for as long as this lives; `grow_to` opens whole pages within them.
+#[allow(unsafe_code)]
+unsafe impl LinearMemory for Placed {
+    fn byte_size(&self) -> usize {
+        self.0.held.lock().as_ref().map_or(0, |held| held.slot.open_bytes())
+    }
+
+    fn byte_capacity(&self) -> usize {
+        match self.0.kind {
+            Kind::Guest => MAX_MEMORY_BYTES,
+            Kind::Exceptions => GC_HEAP_BYTES,
+        }
+    }
+
+    fn grow_to(&mut self, n_bytes: usize) -> wasmtime::Result<()> {
+        if n_bytes > self.byte_capacity() {
+            return Err(wasmtime::Error::msg("more than a memory can have"));
+        }
+        let mut held = self.0.held.lock();
+        let held = held.as_mut().ok_or_else(|| wasmtime::Error::msg("a memory without a place"))?;
+        Ok(held.slot.open(n_bytes)?)
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.0.held.lock().as_ref().map_or(std::ptr::null_mut(), |held| held.slot.base())
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        let MemoryLease { kind, home, held } = &*self.0;
+        let Some(Held { mut slot, seen }) = held.lock().take() else { return };
+        match slot.reset(home.content_of(*kind), home.system.is_known(&seen), home.system.pages.as_ref()) {
+            Ok(()) => home.free(*kind).lock().push(slot),
+            // It goes back to the system, whole.
+            Err(error) => tracing::error!("a memory cannot be used again: {error}"),
+        }
+    }
+}
+
+impl Lease for MemoryLease {
+    fn renew(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let Held { slot, seen } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        match self.kind {
+            Kind::Guest => {
+                let system = &self.home.system;
+                slot.reset(self.home.content_of(self.kind), system.is_known(seen), system.pages.as_ref())?;
+                seen.end(true);
+            }
+            // wasmtime's own bookkeeping of it goes on. No guest can read it.
+            Kind::Exceptions => seen.end(false),
+        }
+        Ok(())
+    }
+
+    fn hand_to(&self, witness: Option<Arc<Witness>>) {
+        if let Some(held) = self.held.lock().as_mut() {
+            held.seen.begin(witness);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! VMs for the next request, made as new after the one before.
+//!
+//! To make an instance and to end one costs as much as a small request: wasmtime's store, its tables, a reference for
+//! each function that is called through them. None of that differs from one VM to the next. So a VM whose request is
+//! over is made as new where it is, and waits here.
+//!
+//! # Why nobody can tell it from a fresh one
+//!
+//! What a guest can ever change is
+//!
+//! 1. its memory, which is put back as when a VM is gone, see [`super::memory`];
+//! 2. its mutable globals, which are set to what they were when the VM was fresh;
+//! 3. nothing else of its instance: a guest whose code could change a table or drop a segment is no base image, see
+//!    [`super::image`]. The code is checked, so this holds for a guest that was taken over, too;
+//! 4. its stack, which is zeroed, and of which nothing is left: every call into the VM has returned;
+//! 5. exceptions, which only wasmtime can look into. No reference to one outlives the calls;
+//! 6. what the host keeps for it, all of which is dropped: requests, limits, clocks, meters.
+//!
+//! A VM is ended instead if a call into it has trapped, was killed or never returned, if its memory has grown, which
+//! cannot be undone, and after some hundred requests.
+
+use parking_lot::Mutex;
+
+use super::vm::Vm;
+
+/// Most that wait. As many as run at once are enough: those of requests that wait are not here.
+const MAX_WAITING: usize = 32;
+
+/// VMs that are as new.
+#[derive(Default)]
+pub struct Renewed {
+    /// The last that came is the next to go: its pages are in the processor's caches.
+    vms: Mutex<Vec<Vm>>,
+}
+
+// === impl Renewed ===
+
+impl Renewed {
+    /// Takes one.
+    pub fn take(&self) -> Option<Vm> {
+        self.vms.lock().pop()
+    }
+
+    /// Makes `vm` as new and keeps it, if that can be; else ends it. To be called in the poll of its request.
+    pub fn keep(&self, vm: Vm) {
+        let Some(vm) = vm.renew() else { return };
+        let mut vms = self.vms.lock();
+        if vms.len() < MAX_WAITING {
+            vms.push(vm);
+            return;
+        }
+        drop(vms);
+        drop(vm);
+    }
+}
