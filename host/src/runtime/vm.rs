@@ -204,8 +204,10 @@ impl Vm {
             global.set(&mut self.store, *value).ok()?;
         }
         // What was lent to it since it was instantiated: its stack.
-        self.leases.extend(Witness::current()?.take_leases());
-        let renewed = self.leases.iter().try_for_each(|lease| lease.renew());
+        let witness = Witness::current()?;
+        self.leases.extend(witness.take_leases());
+        let is_certain = witness.is_certain();
+        let renewed = self.leases.iter().try_for_each(|lease| lease.renew(is_certain));
         renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).ok()?;
         Some(self)
     }

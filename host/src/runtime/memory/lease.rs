@@ -12,11 +12,11 @@ use super::{GC_HEAP_BYTES, Kind, MAX_MEMORY_BYTES, Memories, Witness, slot::Slot
 
 /// A loan, while the VM lives.
 pub trait Lease: Send + Sync {
-    /// Makes it as new. Nobody may be using it.
+    /// Makes it as new. Nobody may be using it. `is_certain`: what its witness says, see [`Witness::is_certain`].
     ///
     /// # Errors
     /// When the system refuses. Then the VM must not be used again.
-    fn renew(&self) -> io::Result<()>;
+    fn renew(&self, is_certain: bool) -> io::Result<()>;
 
     /// Has another witness see what happens to it, from the poll on in which this is called. None: nobody does.
     fn hand_to(&self, witness: Option<Arc<Witness>>);
@@ -57,9 +57,14 @@ impl Seen {
         !self.was_in_doubt && self.witness.as_ref().is_some_and(Witness::is_certain)
     }
 
-    /// Has another go on. `is_new`: what was before means nothing any more.
-    pub fn end(&mut self, is_new: bool) {
-        self.was_in_doubt = !is_new && !self.is_certain();
+    /// The same, where the witness, which costs a system call, has been asked.
+    pub fn is_certain_if(&self, is_certain: bool) -> bool {
+        !self.was_in_doubt && self.witness.is_some() && is_certain
+    }
+
+    /// Has nobody see what happens for now. `in_doubt`: pages may be the place's own that it does not know.
+    pub fn end(&mut self, in_doubt: bool) {
+        self.was_in_doubt = in_doubt;
         self.witness = None;
     }
 
@@ -124,17 +129,19 @@ impl Drop for Placed {
 }
 
 impl Lease for MemoryLease {
-    fn renew(&self) -> io::Result<()> {
+    fn renew(&self, is_certain: bool) -> io::Result<()> {
         let mut held = self.held.lock();
         let Held { slot, seen } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let is_certain = seen.is_certain_if(is_certain);
         match self.kind {
             Kind::Guest => {
                 let system = &self.home.system;
-                slot.reset(self.home.content_of(self.kind), system.is_known(seen), system.pages.as_ref())?;
-                seen.end(true);
+                let is_known = system.can_know() && is_certain;
+                slot.reset(self.home.content_of(self.kind), is_known, system.pages.as_ref())?;
+                seen.end(false);
             }
             // wasmtime's own bookkeeping of it goes on. No guest can read it.
-            Kind::Exceptions => seen.end(false),
+            Kind::Exceptions => seen.end(!is_certain),
         }
         Ok(())
     }

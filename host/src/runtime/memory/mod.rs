@@ -104,7 +104,12 @@ impl System {
 
     /// Whether no page can have become a place's own unseen.
     fn is_known(&self, seen: &Seen) -> bool {
-        self.faults_are_counted && self.pages.is_some() && seen.is_certain()
+        self.can_know() && seen.is_certain()
+    }
+
+    /// Whether a witness is to be believed.
+    fn can_know(&self) -> bool {
+        self.faults_are_counted && self.pages.is_some()
     }
 }
 

@@ -15,6 +15,9 @@ use super::{
 /// a page fault does.
 const KEEP_BYTES: usize = 1024 * 1024;
 
+/// A processor's cache line.
+const LINE_BYTES: usize = 64;
+
 /// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
 const N_USES: u32 = 256;
 
@@ -143,8 +146,20 @@ impl Slot {
         let target = unsafe { std::slice::from_raw_parts_mut(start, run.len()) };
         let content = content.and_then(|content| content.bytes().get(run.start..)).unwrap_or_default();
         let (copied, zeroed) = target.split_at_mut(content.len().min(run.len()));
-        copied.copy_from_slice(&content[..copied.len()]);
-        zeroed.fill(0);
+        let (lines, rest) = copied.as_chunks_mut::<LINE_BYTES>();
+        let (as_before, rest_as_before) = content[..lines.len() * LINE_BYTES + rest.len()].as_chunks::<LINE_BYTES>();
+        lines.iter_mut().zip(as_before).for_each(|(line, as_before)| put_back_line(line, as_before));
+        rest.copy_from_slice(rest_as_before);
+        let (lines, rest) = zeroed.as_chunks_mut::<LINE_BYTES>();
+        lines.iter_mut().for_each(|line| put_back_line(line, &[0; LINE_BYTES]));
+        rest.fill(0);
+    }
+}
+
+/// A small request changes one line in five of the pages that it writes to. What is as it was need not be written.
+fn put_back_line(line: &mut [u8; LINE_BYTES], as_before: &[u8; LINE_BYTES]) {
+    if line != as_before {
+        *line = *as_before;
     }
 }
 

@@ -126,11 +126,11 @@ impl Drop for Lent {
 }
 
 impl Lease for StackLease {
-    fn renew(&self) -> io::Result<()> {
+    fn renew(&self, is_certain: bool) -> io::Result<()> {
         let mut held = self.held.lock();
         let (stack, seen) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        stack.reset(self.home.system.is_known(seen))?;
-        seen.end(true);
+        stack.reset(self.home.system.can_know() && seen.is_certain_if(is_certain))?;
+        seen.end(false);
         Ok(())
     }
 
