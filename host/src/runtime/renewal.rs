@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 
 use super::vm::Vm;
 
-/// Most that wait. As many as run at once are enough: those of requests that wait are not here.
-const MAX_WAITING: usize = 32;
+/// Most that wait here. Requests that wait for the same thing come to their ends together.
+const MAX_WAITING: usize = 256;
 
 /// VMs that are as new.
 #[derive(Default)]

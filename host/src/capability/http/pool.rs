@@ -11,11 +11,9 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use super::connection::Connection;
 use crate::broker::egress::Endpoint;
 
-/// Most idle connections of a tenant. The longest idle one makes room.
+/// Most idle connections of a tenant. The longest idle one makes room. All may be to one endpoint: most tenants have
+/// one, and what is not kept has to be connected again.
 const MAX_IDLE: usize = 32;
-
-/// Most idle connections of a tenant to one endpoint.
-const MAX_IDLE_PER_ENDPOINT: usize = 4;
 
 /// Longest time that a connection is kept idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,9 +54,6 @@ impl Pool {
         let watcher = tokio::spawn(watch(connection, asked));
         let mut idle = self.idle.lock();
         idle.retain(|idle| !idle.watcher.is_finished());
-        if idle.iter().filter(|idle| idle.endpoint == endpoint).count() >= MAX_IDLE_PER_ENDPOINT {
-            return;
-        }
         if idle.len() >= MAX_IDLE {
             idle.pop_front();
         }

@@ -158,7 +158,11 @@ impl Slot {
 
 /// A small request changes one line in five of the pages that it writes to. What is as it was need not be written.
 fn put_back_line(line: &mut [u8; LINE_BYTES], as_before: &[u8; LINE_BYTES]) {
-    if line != as_before {
+    // Without a branch or a call within: a comparison of slices stops early, which costs more than it saves.
+    let differences = line.as_chunks::<8>().0.iter().zip(as_before.as_chunks::<8>().0);
+    let differs =
+        differences.fold(0, |seen, (now, before)| seen | (u64::from_ne_bytes(*now) ^ u64::from_ne_bytes(*before)));
+    if differs != 0 {
         *line = *as_before;
     }
 }

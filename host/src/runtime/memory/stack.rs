@@ -6,11 +6,16 @@ use parking_lot::Mutex;
 use rustix::mm::MprotectFlags;
 use wasmtime::{StackCreator, StackMemory};
 
-use super::{Lease, PAGE_BYTES, System, Witness, addresses::Addresses, lease::Seen};
+use super::{
+    Lease, PAGE_BYTES, System, Witness,
+    addresses::Addresses,
+    lease::Seen,
+    pagemap::{Own, PageMap},
+};
 
-/// Bytes at the top of a stack that are zeroed in place. What lies below, which few calls reach, goes back to the
-/// system if it was touched.
-const KEEP_BYTES: usize = 16 * 1024;
+/// Most bytes of a stack that are kept and zeroed in place. What lies below, which few calls reach, goes back to the
+/// system.
+const KEEP_BYTES: usize = 64 * 1024;
 
 /// Stacks that are free.
 pub struct Stacks {
@@ -19,7 +24,11 @@ pub struct Stacks {
 }
 
 /// A stack, all zeros whenever it is free.
-struct Stack(Addresses);
+struct Stack {
+    addresses: Addresses,
+    /// Bytes at its top that have been touched, as far as is known.
+    n_touched: usize,
+}
 
 /// A stack in use, as wasmtime has it.
 struct Lent(Arc<StackLease>);
@@ -48,7 +57,7 @@ unsafe impl StackCreator for Creator {
     fn new_stack(&self, n_bytes: usize, _zeroed: bool) -> wasmtime::Result<Box<dyn StackMemory>> {
         let Self(stacks) = self;
         let n_bytes = n_bytes.next_multiple_of(PAGE_BYTES);
-        let free = stacks.free.lock().pop().filter(|Stack(addresses)| addresses.n_bytes() == n_bytes);
+        let free = stacks.free.lock().pop().filter(|stack| stack.addresses.n_bytes() == n_bytes);
         let stack = match free {
             Some(stack) => stack,
             None => Stack::new(n_bytes)?,
@@ -68,20 +77,35 @@ impl Stack {
     fn new(n_bytes: usize) -> io::Result<Self> {
         let mut addresses = Addresses::reserve(n_bytes)?;
         addresses.protect(0..n_bytes, MprotectFlags::READ | MprotectFlags::WRITE)?;
-        Ok(Self(addresses))
+        Ok(Self { addresses, n_touched: 0 })
     }
 
-    /// Makes it zeros again. `is_known`: nothing below the part that is kept was touched.
-    fn reset(&mut self, is_known: bool) -> io::Result<()> {
-        let Self(addresses) = self;
-        let n_bytes = addresses.n_bytes();
-        let n_below = n_bytes.saturating_sub(KEEP_BYTES);
+    /// Makes it zeros again. `is_known`: nothing was touched that was not touched before.
+    fn reset(&mut self, is_known: bool, pages: Option<&PageMap>) -> io::Result<()> {
+        if !is_known {
+            self.n_touched = self.look(pages);
+        }
+        let n_bytes = self.addresses.n_bytes();
+        let n_kept = self.n_touched.min(KEEP_BYTES);
         // SAFETY: whoever ran on the stack is gone, and the range is within it.
         #[allow(unsafe_code)]
         unsafe {
-            addresses.at(n_below).cast::<u8>().write_bytes(0, n_bytes - n_below);
+            self.addresses.at(n_bytes - n_kept).cast::<u8>().write_bytes(0, n_kept);
         }
-        if is_known { Ok(()) } else { addresses.give_back(n_below) }
+        if self.n_touched > n_kept {
+            self.addresses.give_back(n_bytes - n_kept)?;
+            self.n_touched = n_kept;
+        }
+        Ok(())
+    }
+
+    /// How much of it has been touched.
+    fn look(&self, pages: Option<&PageMap>) -> usize {
+        let n_bytes = self.addresses.n_bytes();
+        match pages.map(|pages| pages.own(self.addresses.range(0..n_bytes))) {
+            Some(Ok(Own::Runs(own))) => own.first().map_or(0, |run| n_bytes - run.start),
+            Some(Ok(Own::Many) | Err(_)) | None => n_bytes,
+        }
     }
 }
 
@@ -109,7 +133,7 @@ unsafe impl StackMemory for Lent {
 
 impl StackLease {
     fn look<T>(&self, absent: T, look: impl FnOnce(&Addresses) -> T) -> T {
-        self.held.lock().as_ref().map_or(absent, |(Stack(addresses), _)| look(addresses))
+        self.held.lock().as_ref().map_or(absent, |(stack, _)| look(&stack.addresses))
     }
 }
 
@@ -117,7 +141,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let StackLease { home, held } = &*self.0;
         let Some((mut stack, seen)) = held.lock().take() else { return };
-        match stack.reset(home.system.is_known(&seen)) {
+        match stack.reset(home.system.is_known(&seen), home.system.pages.as_ref()) {
             Ok(()) => home.free.lock().push(stack),
             // It goes back to the system, whole.
             Err(error) => tracing::error!("a stack cannot be used again: {error}"),
@@ -129,7 +153,8 @@ impl Lease for StackLease {
     fn renew(&self, is_certain: bool) -> io::Result<()> {
         let mut held = self.held.lock();
         let (stack, seen) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        stack.reset(self.home.system.can_know() && seen.is_certain_if(is_certain))?;
+        let system = &self.home.system;
+        stack.reset(system.can_know() && seen.is_certain_if(is_certain), system.pages.as_ref())?;
         seen.end(false);
         Ok(())
     }
@@ -138,5 +163,39 @@ impl Lease for StackLease {
         if let Some((_, seen)) = self.held.lock().as_mut() {
             seen.begin(witness);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N_BYTES: usize = 256 * 1024;
+
+    fn bytes(stack: &mut Stack) -> &mut [u8] {
+        // SAFETY: open, and borrowed from the stack.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(stack.addresses.at(0).cast(), N_BYTES)
+        }
+    }
+
+    /// Writes at so many bytes below the top, makes the stack as new, and says how much of it is known to be touched.
+    fn touched_after(stack: &mut Stack, depth: usize, is_known: bool, pages: Option<&PageMap>) -> usize {
+        bytes(stack)[N_BYTES - depth..].fill(99);
+        stack.reset(is_known, pages).expect("resets");
+        assert!(bytes(stack)[N_BYTES - depth..].iter().all(|byte| *byte == 0), "{depth}");
+        stack.n_touched
+    }
+
+    #[test]
+    fn a_stack_is_zeros_again_however_deep_it_was_used() {
+        let pages = PageMap::open().expect("Linux 6.7 or newer");
+        let mut stack = Stack::new(N_BYTES).expect("has addresses");
+        assert_eq!(touched_after(&mut stack, 5000, false, Some(&pages)), 2 * PAGE_BYTES);
+        assert_eq!(touched_after(&mut stack, 6000, true, Some(&pages)), 2 * PAGE_BYTES);
+        assert_eq!(touched_after(&mut stack, 9000, false, Some(&pages)), 3 * PAGE_BYTES);
+        assert_eq!(touched_after(&mut stack, 200_000, false, Some(&pages)), KEEP_BYTES);
+        assert_eq!(touched_after(&mut stack, 200_000, false, None), KEEP_BYTES);
     }
 }
