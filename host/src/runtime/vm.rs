@@ -1,6 +1,6 @@
 //! One Luau VM: an instance of the guest and the calls into it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use neoc_abi::{
     Completion, OperationError,
@@ -196,6 +196,7 @@ impl Vm {
         }
         self.n_lives += 1;
         // All that its request had under way goes first.
+        self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
         let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
         nothing.memory = Some(memory);
         *self.store.data_mut() = nothing;
