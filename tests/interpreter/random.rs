@@ -153,11 +153,12 @@ impl Writer {
         let (kind, of) = (self.kind(), self.variable(Kind::Object));
         let argument = self.expression(kind, depth.saturating_sub(1));
         let function = self.variable(Kind::Function);
-        match self.below(8) {
+        match self.below(10) {
             0 => format!("{of}:m({argument}, a)"),
-            1 => format!("give({of}):m({argument})"),
-            2 => format!("{of}:c()"),
-            3 => format!("give({of}):c()"),
+            1 => format!("give({of}):{}({argument})", self.one_of(&["m", "own"])),
+            2 => format!("{of}:{}()", self.one_of(&["c", "len"])),
+            3 => format!("give({of}):{}()", self.one_of(&["c", "len"])),
+            8 | 9 => format!("{of}:own({argument}, x)"),
             4 => format!("{of}({argument})"),
             5 => format!("give({argument}, give(a, {function}(x)))"),
             6 => format!("{function}({argument})"),
