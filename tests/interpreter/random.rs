@@ -91,38 +91,60 @@ impl Writer {
     }
 
     fn statement(&mut self, depth: u32) -> String {
+        if depth < MAX_DEPTH && self.below(2) == 0 { self.compound(depth) } else { self.simple() }
+    }
+
+    fn simple(&mut self) -> String {
         let kind = self.kind();
         let (name, value) = (self.variable(kind), self.expression(kind, 2));
-        let (number, condition) = (self.expression(Kind::Number, 1), self.condition());
         let holder = if self.below(2) == 0 { Kind::Table } else { Kind::Object };
-        let table = self.variable(holder);
-        let field = self.one_of(&["g", "n", "h", "late"]);
-        match self.below(if depth < MAX_DEPTH { 17 } else { 8 }) {
+        let holder = self.variable(holder);
+        match self.below(8) {
             0..=2 => format!("{name} = {value}\n"),
-            3 => format!("{table}.{field} = {value}\n"),
-            // Not by an object: the order of those in a table depends on their addresses.
-            4 => format!("do local i = {} {table}[if type(i) == \"number\" then i else 1] = {value} end\n", self.index()),
-            5 => format!("{} {} {number}\n", self.variable(Kind::Number), self.one_of(&["+=", "-=", "*=", "/=", "%="])),
+            3 => format!("{holder}.{} = {value}\n", self.one_of(&["g", "n", "h", "late"])),
+            4 => {
+                // Not by an object: the order of those in a table depends on their addresses.
+                let index = self.index();
+                format!("do local i = {index} {holder}[if type(i) == \"number\" then i else 1] = {value} end\n")
+            }
+            5 => {
+                let (to, operator) = (self.variable(Kind::Number), self.one_of(&["+=", "-=", "*=", "/=", "%="]));
+                format!("{to} {operator} {}\n", self.expression(Kind::Number, 1))
+            }
             6 => format!("note({value})\n"),
-            7 => format!("{name}, {} = {}\n", self.variable(Kind::Any), self.call(1)),
-            8 => format!("if {condition} then\n{}else\n{}end\n", self.inner(depth), self.inner(depth)),
-            9 => {
+            _ => format!("{name}, {} = {}\n", self.variable(Kind::Any), self.call(1)),
+        }
+    }
+
+    fn compound(&mut self, depth: u32) -> String {
+        let kind = self.kind();
+        let (name, value) = (self.variable(kind), self.expression(kind, 2));
+        let (first, second) = (self.inner(depth), self.inner(depth));
+        match self.below(8) {
+            0 => format!("if {} then\n{first}else\n{second}end\n", self.condition()),
+            1 => {
                 let bounds = self.one_of(&["1, 5", "6, 1, -2", "a, 4", "0, 1, 0.25", "1, b", "\"1\", 3"]);
-                format!("for i = {bounds} do\nif tick() then break end\na += i\n{}end\n", self.inner(depth))
+                format!("for i = {bounds} do\nif tick() then break end\na += i\n{first}end\n")
             }
-            10 => {
-                let over = self.one_of(&["t", "u", "pairs(t)", "ipairs(u)", "ipairs({ a, b, a })", "next, t", "o", "{ a, x, b }"]);
-                format!("for k, v in {over} do\nif tick() then break end\nx = v\n{}y = k\nend\n", self.inner(depth))
+            2 => {
+                let over =
+                    self.one_of(&["t", "u", "pairs(t)", "ipairs(u)", "ipairs({ a, b })", "next, t", "o", "{ a, x }"]);
+                format!("for k, v in {over} do\nif tick() then break end\nx = v\n{first}y = k\nend\n")
             }
-            11 => format!("while {condition} do\nif tick() then break end\n{}end\n", self.inner(depth)),
-            12 => format!("{name} = (function(...)\ntick()\n{}return {value}, ...\nend)({number}, x)\n", self.inner(depth)),
-            13 | 14 => format!("x, y = pcall(function()\n{}return {value}\nend)\nnote(y)\n", self.inner(depth)),
-            15 => format!(
-                "for v, w in coroutine.wrap(function()\n{}coroutine.yield({value}, 1)\n{}end) do\nif tick() then break end\nx = v\nend\n",
-                self.inner(depth),
-                self.inner(depth)
+            3 => format!("while {} do\nif tick() then break end\n{first}end\n", self.condition()),
+            4 => {
+                let argument = self.expression(Kind::Number, 1);
+                format!("{name} = (function(...)\ntick()\n{first}return {value}, ...\nend)({argument}, x)\n")
+            }
+            5 => format!("x, y = pcall(function()\n{first}return {value}\nend)\nnote(y)\n"),
+            6 => format!(
+                "for v, w in coroutine.wrap(function()\n{first}coroutine.yield({value}, 1)\n{second}end) do\n\
+                 if tick() then break end\nx = v\nend\n"
             ),
-            _ => format!("do\nlocal own = {value}\nf = function(v) tick() own, v = v, own return v end\n{}g = f\nend\n", self.inner(depth)),
+            _ => format!(
+                "do\nlocal own = {value}\n\
+                 f = function(v) tick() own, v = v, own return v end\n{first}g = f\nend\n"
+            ),
         }
     }
 
@@ -174,10 +196,17 @@ impl Writer {
         match kind {
             Kind::Number => match self.below(9) {
                 0 | 1 => format!("({left} {} {right})", self.one_of(&["+", "-", "*", "/", "//", "%"])),
-                2 => format!("({left} {} {})", self.one_of(&["+", "-", "*", "/", "//", "%"]), self.one_of(&["2", "0.5", "-3", "0"])),
+                2 => format!(
+                    "({left} {} {})",
+                    self.one_of(&["+", "-", "*", "/", "//", "%"]),
+                    self.one_of(&["2", "0.5", "-3", "0"])
+                ),
                 3 => format!("({} {} {right})", self.one_of(&["2", "10", "-1"]), self.one_of(&["+", "-", "*", "/"])),
                 4 => format!("(- {left})"),
-                5 => format!("{}({left})", self.one_of(&["math.floor", "math.abs", "math.sign", "math.ceil", "math.round", "tonumber"])),
+                5 => format!(
+                    "{}({left})",
+                    self.one_of(&["math.floor", "math.abs", "math.sign", "math.ceil", "math.round", "tonumber"])
+                ),
                 6 => format!("math.{}({left}, {})", self.one_of(&["max", "min"]), self.one_of(&["a", "1", "b"])),
                 7 => format!("#{}", self.variable(Kind::Table)),
                 _ => self.one_of(&["0", "1", "2", "-1", "0.5", "1e9", "(a or 1)", "(b and 3)"]).into(),
