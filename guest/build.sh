@@ -8,9 +8,6 @@
 # With the argument `conformance` it builds guest/build/neoc_guest_conformance.wasm as well, which runs Luau's
 # own test files, and fetches these.
 #
-# With SPLIT_INTERPRETER=1 in the environment Luau's interpreter is split in two (interpreter.py). That is an experiment,
-# faster and not yet trusted: see docs/PERFORMANCE.md.
-#
 # A run with nothing to do takes a second. `rm -rf guest/build` starts afresh.
 set -euo pipefail
 guests=(neoc_guest)
@@ -85,7 +82,7 @@ fetch() {
 # --- mlua and Luau: the published crates with the changes that patch_crates.py lists --------------------
 
 mlua_version=0.12.2
-stamp="$mlua_version $(cat patch_crates.py interpreter.py | cksum) ${SPLIT_INTERPRETER:-}"
+stamp="$mlua_version $(cat patch_crates.py interpreter.py | cksum)"
 if [ "$(cat "$out/crates/stamp" 2>/dev/null || true)" != "$stamp" ]; then
   echo "guest: fetching and patching mlua $mlua_version" >&2
   rm -rf "$out/crates.new"

@@ -3,7 +3,7 @@
 Usage: patch_crates.py METADATA FOLDER, where METADATA is what `cargo metadata` printed; each copy
 goes to FOLDER/NAME. Each change names its file, what stands there, what shall stand there, and why.
 One that finds anything but exactly one place is an error, so a new version of a crate cannot be
-patched by halves.
+patched by halves. interpreter.py then rewrites Luau's interpreter.
 """
 
 import json
@@ -211,8 +211,7 @@ def main(metadata, folder):
         target = os.path.join(folder, crate)
         shutil.copytree(os.path.dirname(manifest), target)
         apply(changes, target)
-    if os.environ.get("SPLIT_INTERPRETER") == "1":
-        split_interpreter(os.path.join(folder, "luau0-src/luau/VM/src/lvmexecute.cpp"))
+    split_interpreter(os.path.join(folder, "luau0-src/luau/VM/src/lvmexecute.cpp"))
 
 
 def split_interpreter(path):

@@ -14,6 +14,7 @@
 //! | [`examples`] | every example and policy in the repository runs |
 //! | [`host`] | routing, limits, drain, one tenant's failure beside another's work |
 //! | [`drawings`] | what a person sees of a broken policy |
+//! | [`interpreter`] | Luau's interpreter in the guest does as native Luau's does |
 //! | [`layers`] | the order of the layers, and docs that match the tree |
 //! | [`modules`] | a tenant's own modules: what is read when, and what stays |
 //! | [`narrowing`] | modules that have less than their tenant, and that they cannot get round it |
@@ -42,6 +43,7 @@ mod drawings;
 mod egress;
 mod examples;
 mod host;
+mod interpreter;
 mod layers;
 mod modules;
 mod narrowing;

@@ -5,6 +5,7 @@ mod cancelling;
 mod copies;
 mod coroutines;
 mod errors;
+mod interpreter;
 mod modules;
 mod narrowing;
 pub mod programs;
