@@ -10,18 +10,15 @@ use crate::stdlib::arguments::type_name;
 use crate::stdlib::headers;
 use crate::{failure, memory};
 
-/// The names of a request's parts. While somebody holds them, they need not be made for each request.
-pub struct Names(#[expect(dead_code, reason = "held, and never read")] Vec<LuaString>);
+/// The names of a request's parts.
+const NAMES: [&str; 5] = ["method", "path", "query", "headers", "body"];
 
-impl Names {
-    /// Makes them.
-    ///
-    /// # Errors
-    /// When there is no memory for them.
-    pub fn new(lua: &Lua) -> mlua::Result<Self> {
-        let names = ["method", "path", "query", "headers", "body"];
-        names.iter().map(|name| lua.create_string(name)).collect::<Result<_, _>>().map(Self)
-    }
+/// The names as strings of the script's. While somebody holds them, they need not be made for each request.
+///
+/// # Errors
+/// When there is no memory for them.
+pub fn names(lua: &Lua) -> mlua::Result<Vec<LuaString>> {
+    NAMES.iter().map(|name| lua.create_string(name)).collect()
 }
 
 /// Makes the table.
@@ -29,21 +26,19 @@ impl Names {
 /// # Errors
 /// When there is no memory for it.
 pub fn request_table(lua: &Lua, request: &Request) -> mlua::Result<Value> {
-    let query: Vec<_> = request.query.iter().map(|(name, value)| field(name, value.as_bytes())).collect();
+    let query: Vec<_> =
+        request.query.iter().map(|(name, value)| (name.as_str(), Plain::String(value.as_bytes()))).collect();
     let headers = headers::joined(&request.headers);
     let headers = headers::fields(&headers);
-    let fields = [
-        field("method", request.method.as_bytes()),
-        field("path", request.path.as_bytes()),
-        (&b"query"[..], Plain::Table(&query)),
-        (&b"headers"[..], Plain::Table(&headers)),
-        field("body", &request.body),
+    let values = [
+        Plain::String(request.method.as_bytes()),
+        Plain::String(request.path.as_bytes()),
+        Plain::Table(&query),
+        Plain::Table(&headers),
+        Plain::String(&request.body),
     ];
+    let fields: Vec<_> = NAMES.into_iter().zip(values).collect();
     plain::make(lua, &Plain::Table(&fields))
-}
-
-fn field<'a>(name: &'a str, value: &'a [u8]) -> (&'a [u8], Plain<'a>) {
-    (name.as_bytes(), Plain::String(value))
 }
 
 /// Reads a handler's answer: a string, or a table with `status`, `headers` and `body`.

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use mlua::{Function, IntoLuaMulti, Lua, MultiValue, Table, Value};
+use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
 use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
@@ -44,8 +44,10 @@ struct Every {
     run_cleanups: Function,
     take_unawaited: Function,
     seed: Function,
+    /// The Luau side's lists of failed tasks, by request. Nearly always empty, and then there is nothing to ask for.
     failed: Table,
-    _names: request::Names,
+    /// Held, and never read.
+    _names: Vec<LuaString>,
 }
 
 type Ends = Rc<RefCell<Vec<(u32, Finish)>>>;
@@ -383,7 +385,7 @@ impl Every {
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
             failed: prelude.raw_get("failed")?,
-            _names: request::Names::new(lua)?,
+            _names: request::names(lua)?,
         })
     }
 }

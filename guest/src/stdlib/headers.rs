@@ -7,7 +7,7 @@ use mlua::Value;
 use neoc_abi::secret::Template;
 
 use super::{arguments::type_name, secret};
-use crate::plain::Plain;
+use crate::plain::{Field, Plain};
 
 /// Most bytes of all names and values that a script may give.
 const MAX_BYTES: usize = 64 * 1024;
@@ -34,8 +34,8 @@ pub fn joined(headers: &[(String, Vec<u8>)]) -> Joined<'_> {
 }
 
 /// The fields of a script's table of headers.
-pub fn fields<'a>(joined: &'a Joined<'_>) -> Vec<(&'a [u8], Plain<'a>)> {
-    joined.iter().map(|(name, value)| (name.as_bytes(), Plain::String(value))).collect()
+pub fn fields<'a>(joined: &'a Joined<'_>) -> Vec<Field<'a>> {
+    joined.iter().map(|(name, value)| (*name, Plain::String(value))).collect()
 }
 
 /// Headers as a script gives them, sorted by name.

@@ -235,10 +235,10 @@ fn response_table(lua: &Lua, response: &Response) -> Answer {
     let headers = headers::joined(headers);
     let headers = headers::fields(&headers);
     let fields = [
-        (&b"status"[..], Plain::Number((*status).into())),
-        (&b"headers"[..], Plain::Table(&headers)),
-        (&b"body"[..], Plain::String(body)),
-        (&b"ok"[..], Plain::Boolean((200..300).contains(status))),
+        ("status", Plain::Number((*status).into())),
+        ("headers", Plain::Table(&headers)),
+        ("body", Plain::String(body)),
+        ("ok", Plain::Boolean((200..300).contains(status))),
     ];
     Ok(plain::make(lua, &Plain::Table(&fields))?)
 }

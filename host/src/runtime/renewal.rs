@@ -44,12 +44,10 @@ impl Renewed {
     /// Makes `vm` as new and keeps it, if that can be; else ends it. To be called in the poll of its request.
     pub fn keep(&self, vm: Vm) {
         let Some(vm) = vm.renew() else { return };
+        // One too many is ended after the lock is free: what is declared first is dropped last.
         let mut vms = self.vms.lock();
         if vms.len() < MAX_WAITING {
             vms.push(vm);
-            return;
         }
-        drop(vms);
-        drop(vm);
     }
 }

@@ -65,7 +65,7 @@ async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces:
 }
 
 /// What the host keeps for a VM with one request.
-fn state(marker: &str, cpu: Duration) -> State {
+pub(super) fn state(marker: &str, cpu: Duration) -> State {
     let mut requests = Requests::default();
     let effects = Effects::of(policy::Tenant::without_grants(marker, "main.luau"), tokio::runtime::Handle::current());
     requests.enter(ALONE, effects, ScriptLog::discard(), None);
@@ -80,7 +80,7 @@ fn start(path: &str) -> Start {
 }
 
 /// A sandbox for three VMs, with what it needs.
-fn runtime() -> (Arc<Runtime>, tokio::runtime::Runtime, tempfile::TempDir) {
+pub(super) fn runtime() -> (Arc<Runtime>, tokio::runtime::Runtime, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let io = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("builds");
     let settings = Settings {

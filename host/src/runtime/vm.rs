@@ -84,7 +84,7 @@ pub struct Vm {
     /// How the watcher stops it. None where epochs do.
     target: Option<Target>,
     begun_with: Begun,
-    /// Its places. Those that came last are still with its witness.
+    /// Its places, but for those that its witness still has: what it was lent in this life.
     leases: Vec<Arc<dyn Lease>>,
     /// Whether every call into it has come to its end.
     is_sound: bool,
@@ -183,8 +183,8 @@ impl Vm {
         };
         let target = preemption.target(memory.data_ptr(&store), &meter);
         let begun_with = Begun { globals, memory_bytes: memory.data_size(&store) };
-        let (leases, is_sound) = (Witness::current().map(|witness| witness.take_leases()).unwrap_or_default(), true);
-        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, n_lives: 1 })
+        let (leases, is_sound, n_lives) = (Vec::new(), true, 1);
+        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, n_lives })
     }
 
     /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
@@ -195,7 +195,7 @@ impl Vm {
             return None;
         }
         self.n_lives += 1;
-        // All that its request had under way goes first.
+        // First all that its request had under way, and what that had used up.
         self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
         let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
         nothing.memory = Some(memory);
@@ -204,7 +204,6 @@ impl Vm {
         for (global, value) in &self.begun_with.globals {
             global.set(&mut self.store, *value).ok()?;
         }
-        // What was lent to it since it was instantiated: its stack.
         let witness = Witness::current()?;
         self.leases.extend(witness.take_leases());
         let is_certain = witness.is_certain();
@@ -420,4 +419,26 @@ where
 {
     let function = instance.get_module_export(&mut *store, export).and_then(Extern::into_func);
     function.ok_or_else(|| Error::msg("an export of the guest is no function"))?.typed(&*store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{memory::Witnessed, tests},
+        *,
+    };
+
+    #[test]
+    fn a_global_that_a_guest_has_changed_is_as_it_was_in_its_next_life() {
+        let (runtime, io, _folder) = tests::runtime();
+        io.block_on(Witnessed::new(async {
+            let state = tests::state("a", Duration::from_secs(60));
+            let mut vm = runtime.fresh(state).await.expect("there is a slot");
+            let (stack_pointer, before) = *vm.begun_with.globals.first().expect("the guest has a stack");
+            stack_pointer.set(&mut vm.store, Val::I32(16)).expect("is mutable");
+            let mut vm = vm.renew().expect("has not run");
+            assert_eq!(stack_pointer.get(&mut vm.store).i32(), before.i32());
+            assert_ne!(before.i32(), Some(16));
+        }));
+    }
 }

@@ -4,7 +4,7 @@
 //! first time is a fault, and the kernel counts those by thread. Where there was none, the pages that a slot knows to
 //! be its own are all there are.
 //!
-//! A [`Witness`] is one VM's. It sees each poll of the VM's future ([`Witnessed`]), in which all happens that touches
+//! A [`Witness`] is one VM's, for one request. It sees each poll of the VM's future ([`Witnessed`]), in which all happens that touches
 //! its memory and its stack: making the instance, restoring the tenant's image, calls of the guest and from it, and
 //! dropping it all. Whoever touches a VM's memory from elsewhere says so, see [`Witness::doubt`].
 
@@ -59,9 +59,11 @@ impl Witness {
         CURRENT.with_borrow(|current| current.as_ref().map(|current| Arc::clone(&current.witness)))
     }
 
-    /// Keeps what the VM was lent.
-    pub fn note(&self, lease: Arc<dyn Lease>) {
-        self.leases.lock().push(lease);
+    /// Keeps what is lent to the VM whose future is being polled on this thread. Nobody keeps it outside of such a poll.
+    pub fn note(lease: Arc<dyn Lease>) {
+        if let Some(witness) = Self::current() {
+            witness.leases.lock().push(lease);
+        }
     }
 
     /// What the VM was lent, once.

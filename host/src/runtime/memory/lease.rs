@@ -54,7 +54,7 @@ impl Seen {
 
     /// Whether no page can have become the place's own unseen. Only the VM's own poll can tell.
     pub fn is_certain(&self) -> bool {
-        !self.was_in_doubt && self.witness.as_ref().is_some_and(Witness::is_certain)
+        self.witness.as_ref().is_some_and(|witness| self.is_certain_if(witness.is_certain()))
     }
 
     /// The same, where the witness, which costs a system call, has been asked.
@@ -81,9 +81,7 @@ impl Placed {
     pub fn new(slot: Slot, kind: Kind, home: &Arc<Memories>) -> Self {
         let held = Held { slot, seen: Seen::from_now_on() };
         let lease = Arc::new(MemoryLease { kind, home: Arc::clone(home), held: Mutex::new(Some(held)) });
-        if let Some(witness) = Witness::current() {
-            witness.note(Arc::<MemoryLease>::clone(&lease));
-        }
+        Witness::note(Arc::<MemoryLease>::clone(&lease));
         Self(lease)
     }
 }
@@ -120,7 +118,7 @@ impl Drop for Placed {
     fn drop(&mut self) {
         let MemoryLease { kind, home, held } = &*self.0;
         let Some(Held { mut slot, seen }) = held.lock().take() else { return };
-        match slot.reset(home.content_of(*kind), home.system.is_known(&seen), home.system.pages.as_ref()) {
+        match slot.reset(home.content_of(*kind), home.system.is_known(seen.is_certain()), home.system.pages.as_ref()) {
             Ok(()) => home.free(*kind).lock().push(slot),
             // It goes back to the system, whole.
             Err(error) => tracing::error!("a memory cannot be used again: {error}"),
@@ -136,8 +134,7 @@ impl Lease for MemoryLease {
         match self.kind {
             Kind::Guest => {
                 let system = &self.home.system;
-                let is_known = system.can_know() && is_certain;
-                slot.reset(self.home.content_of(self.kind), is_known, system.pages.as_ref())?;
+                slot.reset(self.home.content_of(self.kind), system.is_known(is_certain), system.pages.as_ref())?;
                 seen.end(false);
             }
             // wasmtime's own bookkeeping of it goes on. No guest can read it.

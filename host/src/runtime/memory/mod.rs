@@ -22,7 +22,7 @@
 //! 2. All threads that write to a VM's memory do so within a poll of its future, where their faults are counted; or
 //!    they say that there is doubt before they write, as the watcher does.
 //! 3. So either all pages that are the slot's own are on its list, or it is in doubt; then it asks the kernel, or gives
-//!    all of them back. Each page on the list is put back before the slot is free again.
+//!    all of them back. Each page on the list is put back before the slot is free again, or its VM as new.
 //!
 //! Where the system counts no faults, every slot is always in doubt. Where it cannot be asked, or swaps, a slot gives
 //! back all its pages each time.
@@ -50,7 +50,7 @@ pub use self::{
     stack::{Creator as StackCreator, Stacks},
 };
 use self::{
-    lease::{Placed, Seen},
+    lease::Placed,
     pagemap::PageMap,
     slot::{Shape, Slot},
 };
@@ -102,14 +102,9 @@ impl System {
         Arc::new(Self { pages: PageMap::open().filter(|_| !swaps), faults_are_counted: faults::are_counted() })
     }
 
-    /// Whether no page can have become a place's own unseen.
-    fn is_known(&self, seen: &Seen) -> bool {
-        self.can_know() && seen.is_certain()
-    }
-
-    /// Whether a witness is to be believed.
-    fn can_know(&self) -> bool {
-        self.faults_are_counted && self.pages.is_some()
+    /// Whether no page can have become a place's own unseen, if those who saw what happened to it are certain.
+    fn is_known(&self, is_certain: bool) -> bool {
+        self.faults_are_counted && self.pages.is_some() && is_certain
     }
 }
 

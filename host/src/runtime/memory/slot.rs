@@ -146,8 +146,8 @@ impl Slot {
         let target = unsafe { std::slice::from_raw_parts_mut(start, run.len()) };
         let content = content.and_then(|content| content.bytes().get(run.start..)).unwrap_or_default();
         let (copied, zeroed) = target.split_at_mut(content.len().min(run.len()));
+        let (as_before, rest_as_before) = content[..copied.len()].as_chunks::<LINE_BYTES>();
         let (lines, rest) = copied.as_chunks_mut::<LINE_BYTES>();
-        let (as_before, rest_as_before) = content[..lines.len() * LINE_BYTES + rest.len()].as_chunks::<LINE_BYTES>();
         lines.iter_mut().zip(as_before).for_each(|(line, as_before)| put_back_line(line, as_before));
         rest.copy_from_slice(rest_as_before);
         let (lines, rest) = zeroed.as_chunks_mut::<LINE_BYTES>();

@@ -1,4 +1,4 @@
-//! The stacks that VMs run on. A stack that is dropped is zeroed and kept for the next VM.
+//! The stacks that VMs run on. A stack that comes back is zeroed and kept for the next VM.
 
 use std::{io, ops::Range, sync::Arc};
 
@@ -64,9 +64,7 @@ unsafe impl StackCreator for Creator {
         };
         let held = Mutex::new(Some((stack, Seen::from_now_on())));
         let lease = Arc::new(StackLease { home: Arc::clone(stacks), held });
-        if let Some(witness) = Witness::current() {
-            witness.note(Arc::<StackLease>::clone(&lease));
-        }
+        Witness::note(Arc::<StackLease>::clone(&lease));
         Ok(Box::new(Lent(lease)))
     }
 }
@@ -141,7 +139,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let StackLease { home, held } = &*self.0;
         let Some((mut stack, seen)) = held.lock().take() else { return };
-        match stack.reset(home.system.is_known(&seen), home.system.pages.as_ref()) {
+        match stack.reset(home.system.is_known(seen.is_certain()), home.system.pages.as_ref()) {
             Ok(()) => home.free.lock().push(stack),
             // It goes back to the system, whole.
             Err(error) => tracing::error!("a stack cannot be used again: {error}"),
@@ -154,7 +152,7 @@ impl Lease for StackLease {
         let mut held = self.held.lock();
         let (stack, seen) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let system = &self.home.system;
-        stack.reset(system.can_know() && seen.is_certain_if(is_certain), system.pages.as_ref())?;
+        stack.reset(system.is_known(seen.is_certain_if(is_certain)), system.pages.as_ref())?;
         seen.end(false);
         Ok(())
     }
