@@ -49,7 +49,7 @@ mod value;
 mod vm;
 
 mod exports {
-    //! What the host calls. A buffer passed in was made by `allocate`, and the callee consumes it.
+    //! What the host calls. Where it has a message, it says how many bytes there are to fetch.
 
     use std::cell::RefCell;
 
@@ -66,26 +66,18 @@ mod exports {
         VM.with_borrow_mut(|vm| work(vm.as_mut().expect("the host calls init before anything else")))
     }
 
-    /// Takes a buffer back from the host.
-    ///
-    /// # Safety
-    /// `pointer` came from [`allocate`] with this very `length`, and was not given in before.
-    unsafe fn consume(pointer: *mut u8, length: usize) -> Vec<u8> {
-        // SAFETY: `allocate` leaked exactly such a boxed slice; the caller vouches for the rest.
-        unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(pointer, length)) }.into_vec()
-    }
+    /// What `start` and `complete` say if the VM has no room for the message.
+    const NO_ROOM: i32 = -1;
 
-    /// Makes room for `length` bytes that the host writes and then passes to one of the other exports.
-    #[unsafe(no_mangle)]
-    extern "C" fn allocate(length: usize) -> *mut u8 {
-        Box::into_raw(vec![0_u8; length].into_boxed_slice()).cast()
-    }
-
-    /// Whether there is room for a message of so many bytes and for what is made of it. 1: there is. A host that
-    /// does not ask risks the end of the instance.
-    #[unsafe(no_mangle)]
-    extern "C" fn has_room(length: usize) -> u32 {
-        with_vm(|vm| vm.has_room(length)).into()
+    /// Fetches a message and does its work, which gives how many tasks wait then. `room`: only if there is room for so
+    /// many bytes and for what is made of them. A host that does not ask, with 0, risks the end of the instance.
+    fn receive(length: usize, room: usize, work: impl FnOnce(&mut Vm, &[u8]) -> usize) -> i32 {
+        with_vm(|vm| {
+            if room > 0 && !vm.has_room(room) {
+                return NO_ROOM;
+            }
+            i32::try_from(work(vm, &host::receive(length))).unwrap_or(i32::MAX)
+        })
     }
 
     /// Where the stack ends: it lies first in memory, and what is in it between two calls means nothing.
@@ -125,25 +117,15 @@ mod exports {
     }
 
     /// Loads a tenant's [`neoc_abi::event::Bundle`].
-    ///
-    /// # Safety
-    /// See [`consume`].
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn load(pointer: *mut u8, length: usize) {
-        // SAFETY: the caller passes a buffer from `allocate`.
-        let bytes = unsafe { consume(pointer, length) };
-        with_vm(|vm| vm.load(&bytes));
+    extern "C" fn load(length: usize) {
+        with_vm(|vm| vm.load(&host::receive(length)));
     }
 
     /// Starts the work of a [`neoc_abi::event::Start`]. Gives how many tasks wait; 0: all have ended.
-    ///
-    /// # Safety
-    /// See [`consume`].
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn start(pointer: *mut u8, length: usize) -> usize {
-        // SAFETY: the caller passes a buffer from `allocate`.
-        let bytes = unsafe { consume(pointer, length) };
-        with_vm(|vm| vm.start(&bytes))
+    extern "C" fn start(length: usize, room: usize) -> i32 {
+        receive(length, room, Vm::start)
     }
 
     /// Ends a request of those that this VM has at once: cancels its tasks and runs on until all wait. Gives how many
@@ -154,13 +136,8 @@ mod exports {
     }
 
     /// Takes a batch of [`neoc_abi::Completion`]s and runs on until all tasks wait again. Gives how many do.
-    ///
-    /// # Safety
-    /// See [`consume`].
     #[unsafe(no_mangle)]
-    unsafe extern "C" fn complete(pointer: *mut u8, length: usize) -> usize {
-        // SAFETY: the caller passes a buffer from `allocate`.
-        let bytes = unsafe { consume(pointer, length) };
-        with_vm(|vm| vm.complete(&bytes))
+    extern "C" fn complete(length: usize, room: usize) -> i32 {
+        receive(length, room, Vm::complete)
     }
 }

@@ -69,7 +69,7 @@ fn submit(mut caller: Caller<'_, State>, number: u32, id: u32, pointer: u32, len
     Ok(caller.data_mut().announce(bytes)?.cast_signed())
 }
 
-/// Copies what the last `submit` or `wait` announced to `pointer`.
+/// Copies what was announced last to `pointer`: a message for the export that runs, or what `submit` or `wait` brought.
 fn receive(mut caller: Caller<'_, State>, pointer: u32) -> Result<()> {
     let bytes = caller.data_mut().announced.take().ok_or_else(|| Error::msg("receive without an announcement"))?;
     let memory = caller.data().memory()?;

@@ -28,7 +28,7 @@ pub struct State {
     pub(super) meter: Arc<CpuMeter>,
     /// The guest's memory; set right after instantiation, before any guest code of ours runs.
     pub(super) memory: Option<Memory>,
-    /// What `submit` or `wait` announced and `receive` fetches.
+    /// What is announced to the guest, for `receive` to fetch.
     pub(super) announced: Option<Vec<u8>>,
     /// What a load ended with.
     loaded: Option<Finish>,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::script_log::ScriptLog;
 
-/// A message to the guest: where it lies and how long it is.
+/// A message that the guest is to fetch: how long it is, and for how many bytes it is to have room first, see [`Room`].
 type Message = (u32, u32);
 
 /// Messages up to this size always find room, in bytes: the script's own heap leaves as much.
@@ -61,8 +61,6 @@ pub struct Guest {
 /// Where the guest's exports are, so that no VM has to look for their names.
 struct Exports {
     memory: ModuleExport,
-    allocate: ModuleExport,
-    has_room: ModuleExport,
     load: ModuleExport,
     start: ModuleExport,
     complete: ModuleExport,
@@ -93,9 +91,8 @@ pub struct Vm {
 
 /// What nearly every request calls.
 struct Calls {
-    allocate: TypedFunc<u32, u32>,
-    start: TypedFunc<Message, u32>,
-    complete: TypedFunc<Message, u32>,
+    start: TypedFunc<Message, i32>,
+    complete: TypedFunc<Message, i32>,
 }
 
 /// How a VM was when it was fresh, apart from the bytes of its memory.
@@ -134,8 +131,6 @@ impl Exports {
         let globals = globals.map(find).collect::<Result<_>>()?;
         Ok(Self {
             memory: find("memory")?,
-            allocate: find("allocate")?,
-            has_room: find("has_room")?,
             load: find("load")?,
             start: find("start")?,
             complete: find("complete")?,
@@ -177,7 +172,6 @@ impl Vm {
         });
         let globals = globals.collect::<Result<_>>()?;
         let calls = Calls {
-            allocate: exported(&mut store, &instance, &exports.allocate)?,
             start: exported(&mut store, &instance, &exports.start)?,
             complete: exported(&mut store, &instance, &exports.complete)?,
         };
@@ -281,8 +275,9 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn load(&mut self, bundle: &Bundle) -> Result<Finish> {
-        let load: TypedFunc<Message, ()> = self.function(|exports| &exports.load)?;
-        self.call(&load, &wire::encode(bundle)?, Room::Given).await?;
+        let load: TypedFunc<u32, ()> = self.function(|exports| &exports.load)?;
+        let length = self.store.data_mut().announce(wire::encode(bundle)?)?;
+        self.enter(async |store| load.call_async(store, length).await).await?;
         let loaded = self.store.data_mut().take_loaded();
         loaded.ok_or_else(|| Error::msg("the guest did not say how `load` ended"))
     }
@@ -293,7 +288,7 @@ impl Vm {
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start(&mut self, start: &Start) -> Result<u32> {
         let function = self.calls.start.clone();
-        self.call(&function, &wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
+        self.call(&function, wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// As [`Vm::start`], beside what the VM is busy with. None: it has no room for it.
@@ -305,7 +300,7 @@ impl Vm {
         let bytes = wire::encode(start)?;
         // Also for what comes of a small one: beside many others there may be little left.
         let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
-        self.call(&function, &bytes, room).await
+        self.call(&function, bytes, room).await
     }
 
     /// Cancels all tasks of a request. Gives how many tasks of any wait now.
@@ -326,7 +321,7 @@ impl Vm {
         let function = self.calls.complete.clone();
         let bytes = wire::encode(&batch)?;
         let room = if bytes.len() > SMALL_BYTES { Room::AskedFor(bytes.len()) } else { Room::Given };
-        if let Some(n_waiting) = self.call(&function, &bytes, room).await? {
+        if let Some(n_waiting) = self.call(&function, bytes, room).await? {
             return Ok(n_waiting);
         }
         let large = |completion: &&mut Completion| wire::encoded_bytes(&completion.outcome) > SMALL_BYTES;
@@ -334,7 +329,7 @@ impl Vm {
             let message = "the reply does not fit into what is left of the script's memory";
             completion.outcome = Err(OperationError::limit("memory", message));
         }
-        self.call(&function, &wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
+        self.call(&function, wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// See [`super::requests::Requests::next_batch`].
@@ -364,31 +359,15 @@ impl Vm {
         exported(&mut self.store, &self.instance, export(&self.exports))
     }
 
-    /// Hands a message over. None: the guest was asked whether it has room, and has not.
-    async fn call<R: WasmResults + Sync>(
-        &mut self,
-        function: &TypedFunc<Message, R>,
-        bytes: &[u8],
-        room: Room,
-    ) -> Result<Option<R>> {
-        let length = u32::try_from(bytes.len())?;
-        let allocate = self.calls.allocate.clone();
-        let has_room: Option<(TypedFunc<u32, u32>, u32)> = match room {
-            Room::AskedFor(room) => Some((self.function(|exports| &exports.has_room)?, u32::try_from(room)?)),
-            Room::Given => None,
+    /// Hands a message over. Gives how many tasks wait then. None: the guest was asked whether it has room, and has not.
+    async fn call(&mut self, function: &TypedFunc<Message, i32>, bytes: Vec<u8>, room: Room) -> Result<Option<u32>> {
+        let room = match room {
+            Room::AskedFor(room) => u32::try_from(room)?,
+            Room::Given => 0,
         };
-        self.enter(async |store| {
-            if let Some((has_room, room)) = has_room
-                && has_room.call_async(&mut *store, room).await? == 0
-            {
-                return Ok(None);
-            }
-            let pointer = allocate.call_async(&mut *store, length).await?;
-            let memory = store.data().memory()?;
-            memory.write(&mut *store, usize::try_from(pointer)?, bytes)?;
-            function.call_async(&mut *store, (pointer, length)).await.map(Some)
-        })
-        .await
+        let length = self.store.data_mut().announce(bytes)?;
+        let n_waiting = self.enter(async |store| function.call_async(store, (length, room)).await).await?;
+        Ok(u32::try_from(n_waiting).ok())
     }
 
     /// Runs guest code, metered and watched.
