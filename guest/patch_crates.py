@@ -146,7 +146,28 @@ LUAU = [
         "const size_t kSmallPageSize = 16 * 1024 - kExternalAllocatorMetaDataReduction;\n"
         "const size_t kLargePageSize = 32 * 1024 - kExternalAllocatorMetaDataReduction;\n",
         "const size_t kSmallPageSize = 1024 - kExternalAllocatorMetaDataReduction;\n"
-        "const size_t kLargePageSize = 4 * 1024 - kExternalAllocatorMetaDataReduction;\n",
+        "const size_t kLargePageSize = 4 * 1024 - kExternalAllocatorMetaDataReduction;\n"
+        "const size_t kLargeHeap = 1024 * 1024;\n"
+        "const size_t kSmallPageSizeOfLargeHeap = 16 * 1024 - kExternalAllocatorMetaDataReduction;\n"
+        "const size_t kLargePageSizeOfLargeHeap = 32 * 1024 - kExternalAllocatorMetaDataReduction;\n",
+    ),
+    # A script that keeps more has them in Luau's own sizes: an allocation for twenty objects, and a page for the
+    # collector to look at, would cost it a good part of its time. Near its limit small ones do.
+    (
+        "luau/VM/src/lmem.cpp",
+        "    lua_Page* page = newpage<path, type, nothrow>(L, pageset, pageSize, blockSize, blockCount);\n\n"
+        "    // prepend",
+        """    lua_Page* page = NULL;
+    if (L->global->totalbytes > kLargeHeap)
+    {
+        int largeSize = sizeOfClass > int(kLargePageThreshold) ? kLargePageSizeOfLargeHeap : kSmallPageSizeOfLargeHeap;
+        int largeCount = (largeSize - offsetof(lua_Page, data)) / blockSize;
+        page = newpage<path, type, true>(L, pageset, largeSize, blockSize, largeCount);
+    }
+    if (!page)
+        page = newpage<path, type, nothrow>(L, pageset, pageSize, blockSize, blockCount);
+
+    // prepend""",
     ),
     # For the same reason: after this call what is new gets new pages, though old ones have room.
     (
