@@ -2,7 +2,12 @@
 //!
 //! Nobody polls a connection but whoever uses it, so dropping the use closes the socket at once.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -79,16 +84,13 @@ impl Connection {
         self.driver.is_some() && self.sender.is_ready()
     }
 
-    /// Waits for the other end to close it, or to send what nobody asked for.
-    pub async fn ended(&mut self) {
-        poll_fn(|context| {
-            self.poll_driver(context);
-            if self.driver.is_none() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    /// Whether the other end has closed it, or sent what nobody asked for.
+    pub fn has_ended(&mut self) -> bool {
+        self.poll_driver(&mut Context::from_waker(Waker::noop()));
+        self.driver.is_none()
     }
 
-    fn poll_driver(&mut self, context: &mut std::task::Context<'_>) {
+    fn poll_driver(&mut self, context: &mut Context<'_>) {
         let Some(driver) = &mut self.driver else { return };
         if let Poll::Ready(ended) = Pin::new(driver).poll(context) {
             self.driver = None;

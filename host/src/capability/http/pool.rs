@@ -3,10 +3,14 @@
 //! A connection out of a pool skips the checks of connecting. So pools are kept apart by tenant and policy
 //! (see [`crate::capability::per_tenant`]), and within a pool by [`Endpoint`], which holds the rules that matched.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::time::Instant;
 
 use super::connection::Connection;
 use crate::broker::egress::Endpoint;
@@ -18,18 +22,29 @@ const MAX_IDLE: usize = 32;
 /// Longest time that a connection is kept idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The idle connections, the longest idle first.
+/// How long a connection may be idle after the other end has closed it. To watch each of them all the time would cost
+/// each request a task; whoever takes one looks at it anyway.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The idle connections.
 #[derive(Default)]
 pub struct Pool {
-    idle: Mutex<VecDeque<Idle>>,
+    idle: Arc<Mutex<Idle>>,
 }
 
-/// A connection and who watches it meanwhile. Dropping it closes the connection.
+#[derive(Default)]
 struct Idle {
+    /// The longest idle first.
+    connections: VecDeque<Kept>,
+    /// Whether somebody sweeps them.
+    is_swept: bool,
+}
+
+/// A connection that nobody uses. Dropping it closes it.
+struct Kept {
     endpoint: Endpoint,
-    /// Asks the watcher for the connection.
-    wanted: oneshot::Sender<()>,
-    watcher: JoinHandle<Option<Connection>>,
+    connection: Connection,
+    until: Instant,
 }
 
 // === impl Pool ===
@@ -38,11 +53,8 @@ impl Pool {
     /// An idle connection to this endpoint, if one is still good.
     pub async fn take(&self, endpoint: &Endpoint) -> Option<Connection> {
         loop {
-            let Idle { wanted, watcher, .. } = self.newest(endpoint)?;
-            // A watcher that has ended has closed the connection.
-            if wanted.send(()).is_ok()
-                && let Ok(Some(connection)) = watcher.await
-            {
+            let mut connection = self.newest(endpoint)?;
+            if connection.is_reusable().await {
                 return Some(connection);
             }
         }
@@ -50,29 +62,35 @@ impl Pool {
 
     /// Keeps a connection for the next request.
     pub fn put(&self, endpoint: Endpoint, connection: Connection) {
-        let (wanted, asked) = oneshot::channel();
-        let watcher = tokio::spawn(watch(connection, asked));
+        let kept = Kept { endpoint, connection, until: Instant::now() + IDLE_TIMEOUT };
+        // Closed when the lock is free: what is declared first is dropped last.
+        let _in_excess;
         let mut idle = self.idle.lock();
-        idle.retain(|idle| !idle.watcher.is_finished());
-        if idle.len() >= MAX_IDLE {
-            idle.pop_front();
+        _in_excess = (idle.connections.len() >= MAX_IDLE).then(|| idle.connections.pop_front());
+        idle.connections.push_back(kept);
+        if !std::mem::replace(&mut idle.is_swept, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.idle)));
         }
-        idle.push_back(Idle { endpoint, wanted, watcher });
     }
 
-    fn newest(&self, endpoint: &Endpoint) -> Option<Idle> {
-        let mut idle = self.idle.lock();
-        let index = idle.iter().rposition(|idle| idle.endpoint == *endpoint)?;
-        idle.remove(index)
+    fn newest(&self, endpoint: &Endpoint) -> Option<Connection> {
+        let connections = &mut self.idle.lock().connections;
+        let index = connections.iter().rposition(|kept| kept.endpoint == *endpoint)?;
+        connections.remove(index).map(|kept| kept.connection)
     }
 }
 
-/// Keeps a connection until it is wanted; gives nothing when it was closed, misused, or idle for too long.
-async fn watch(mut connection: Connection, asked: oneshot::Receiver<()>) -> Option<Connection> {
-    tokio::select! {
-        biased;
-        () = connection.ended() => None,
-        wanted = asked => wanted.ok().map(|()| connection),
-        () = tokio::time::sleep(IDLE_TIMEOUT) => None,
+/// Closes what was idle for too long, and what the other end has closed or misused, until nothing is idle.
+async fn sweep(idle: Weak<Mutex<Idle>>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let mut idle = idle.lock();
+        let now = Instant::now();
+        idle.connections.retain_mut(|kept| now < kept.until && !kept.connection.has_ended());
+        if idle.connections.is_empty() {
+            idle.is_swept = false;
+            return;
+        }
     }
 }
