@@ -12,8 +12,9 @@ mod state;
 use std::{
     fs::{self, File},
     hash::{Hash, Hasher},
-    io::{self, Read, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
+    thread,
 };
 
 use wasmtime::{Engine, Linker, Module, Store};
@@ -124,10 +125,11 @@ fn cache_key(engine: &Engine, guest: &[u8], preemption: Preemption) -> String {
 /// Maps a cached image. None when it is absent, corrupt or foreign; then it is rebuilt.
 fn load(engine: &Engine, pointer: &Path) -> Option<BaseImage> {
     let hashes = Hashes::read(&fs::read_to_string(pointer).ok()?)?;
-    let (file, _) = verified(&hashes.code_path(pointer), hashes.code)?;
-    let (_, memory) = verified(&hashes.memory_path(pointer), hashes.memory)?;
-    let content = Content::new(&memory);
-    let content = content.inspect_err(|error| tracing::warn!("the cached base image does not load: {error}")).ok()?;
+    let (code, content) = thread::scope(|scope| {
+        let content = scope.spawn(|| load_content(&hashes.memory_path(pointer), hashes.memory));
+        (verified(&hashes.code_path(pointer), hashes.code), content.join().ok().flatten())
+    });
+    let (file, content) = (code?, content?);
     // SAFETY: `deserialize_open_file` trusts the file to be what this engine wrote. Its hash was
     // just compared with the pointer's, over this same open file; the pointer's name is a hash of the
     // guest, the wasmtime version and the engine settings; and the folder belongs to the operator.
@@ -137,16 +139,26 @@ fn load(engine: &Engine, pointer: &Path) -> Option<BaseImage> {
     Some(BaseImage { module, content })
 }
 
-/// Opens and reads a file that is to have this hash.
-fn verified(path: &Path, expected: blake3::Hash) -> Option<(File, Vec<u8>)> {
-    let mut file = File::open(path).ok()?;
-    let mut content = Vec::new();
-    file.read_to_end(&mut content).ok()?;
-    if blake3::hash(&content) != expected {
-        tracing::warn!(path = %path.display(), "the cached base image is corrupt; building it again");
-        return None;
+/// Opens a file, if it has this hash.
+fn verified(path: &Path, expected: blake3::Hash) -> Option<File> {
+    let file = File::open(path).ok()?;
+    // By pieces: to have all of it in memory would cost more than the hash.
+    let found = blake3::Hasher::new().update_reader(&file).ok()?.finalize();
+    (found == expected).then_some(file).or_else(|| reject(path))
+}
+
+/// The memory in a file, if it has this hash.
+fn load_content(path: &Path, expected: blake3::Hash) -> Option<Content> {
+    let memory = fs::read(path).ok()?;
+    if blake3::hash(&memory) != expected {
+        return reject(path);
     }
-    Some((file, content))
+    Content::new(&memory).inspect_err(|error| tracing::warn!("the cached base image does not load: {error}")).ok()
+}
+
+fn reject<T>(path: &Path) -> Option<T> {
+    tracing::warn!(path = %path.display(), "the cached base image is corrupt; building it again");
+    None
 }
 
 /// Writes the image, then what points to it, so that a crash never leaves half of either.
