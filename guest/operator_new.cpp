@@ -5,31 +5,28 @@
 // own error handling can turn the exception into an error of loading.
 
 #include <cstddef>
+#include <cstdlib>
 #include <new>
-
-// In src/allocator.rs.
-extern "C" void* neoc_allocate(std::size_t size) noexcept;
-extern "C" void neoc_free(void* memory) noexcept;
 
 void* operator new(std::size_t size)
 {
-    if (void* memory = neoc_allocate(size))
+    if (void* memory = std::malloc(size))
         return memory;
     throw std::bad_alloc();
 }
 
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept
 {
-    return neoc_allocate(size);
+    return std::malloc(size);
 }
 
 void* operator new[](std::size_t size, const std::nothrow_t&) noexcept
 {
-    return neoc_allocate(size);
+    return std::malloc(size);
 }
 
 // The forms that are not here call these ones.
 void operator delete(void* memory) noexcept
 {
-    neoc_free(memory);
+    std::free(memory);
 }

@@ -193,6 +193,52 @@ extern "C" void neoc_begin_new_pages(lua_State* L)
     }
 }
 
+#include "lstring.h"
+
+struct Allocator
+{
+    lua_Alloc allocate;
+    void* context;
+};
+
+// Frees nothing: what comes next would lie where it was.
+static void* allocateanew(void* context, void* block, size_t oldsize, size_t newsize)
+{
+    Allocator* allocator = static_cast<Allocator*>(context);
+    if (newsize == 0)
+        return NULL;
+    void* moved = allocator->allocate(allocator->context, NULL, 0, newsize);
+    if (moved && block)
+        memcpy(moved, block, oldsize < newsize ? oldsize : newsize);
+    return moved;
+}
+
+static bool movestack(void*, lua_Page*, GCObject* object)
+{
+    if (object->gch.tt == LUA_TTHREAD)
+    {
+        // Larger by little, so that they cannot stay where they are.
+        lua_State* thread = gco2th(object);
+        luaD_reallocstack(thread, thread->stacksize - EXTRA_STACK + 8, 0);
+        luaD_reallocCI(thread, thread->size_ci + 1);
+    }
+    return false;
+}
+
+// Moves what every request changes behind all else: the table of all strings, and the stacks.
+extern "C" void neoc_move_arrays(lua_State* L)
+{
+    global_State* g = L->global;
+    Allocator allocator = {g->frealloc, g->ud};
+    g->frealloc = allocateanew;
+    g->ud = &allocator;
+    luaS_resize(L, g->strt.size);
+    movestack(NULL, NULL, obj2gco(g->mainthread));
+    luaM_visitgco(L, NULL, movestack);
+    g->frealloc = allocator.allocate;
+    g->ud = allocator.context;
+}
+
 void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)
 {
 """,

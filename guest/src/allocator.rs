@@ -1,66 +1,116 @@
-//! The one heap of the guest: Rust's, Luau's (mlua allocates by Rust's allocator) and C++'s.
+//! The one heap of the guest: Rust's, Luau's (mlua allocates by Rust's allocator), C++'s and C's.
 //!
-//! The allocator of zig's libc rounds each block up to a power of two and never joins freed ones, so that a
-//! script would get half of the memory that its policy promises. What is left to it is C's `malloc`.
+//! The allocator of zig's libc rounds each block up to a power of two and never joins freed ones, so that a script
+//! would get half of the memory that its policy promises; and a page for each size is one more page that a request
+//! makes its own. What C can call is therefore defined here; libc's own functions are weak, and give way.
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::ffi::c_int;
 use std::ptr;
 
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
-/// The alignment of C++'s blocks, and the room before each where its size is kept.
-const HEADER_BYTES: usize = 8;
+/// What is kept before each block of C's: its size, and how many bytes before it the allocator's own block begins.
+type Header = [usize; 2];
 
-fn layout(size: usize) -> Option<Layout> {
-    Layout::from_size_align(size.checked_add(HEADER_BYTES)?, HEADER_BYTES).ok()
-}
+const HEADER_BYTES: usize = size_of::<Header>();
 
-/// C++'s `operator new`, but null where there is no memory; see `operator_new.cpp`.
-#[unsafe(no_mangle)]
-extern "C" fn neoc_allocate(size: usize) -> *mut u8 {
-    let Some(layout) = layout(size) else { return ptr::null_mut() };
+/// The largest alignment that C asks for, which is that of exceptions.
+const MAX_ALIGNMENT: usize = 16;
+
+/// `ENOMEM` of wasi-libc.
+const NO_MEMORY: c_int = 48;
+
+/// A block of C's; null where there is no memory, or for an alignment that nobody has.
+fn allocate(size: usize, alignment: usize) -> *mut u8 {
+    let offset = alignment.max(HEADER_BYTES);
+    let layout = size.checked_add(offset).and_then(|total| Layout::from_size_align(total, offset).ok());
+    let Some(layout) = layout.filter(|_| alignment <= MAX_ALIGNMENT) else { return ptr::null_mut() };
     // SAFETY: the layout has at least the header's bytes.
-    let block = unsafe { alloc(layout) };
-    if block.is_null() {
-        return block;
+    let start = unsafe { alloc(layout) };
+    if start.is_null() {
+        return start;
     }
-    // SAFETY: the block is larger than the header, and aligned for it.
+    // SAFETY: the block is larger than `offset`, which is no less than the header, and aligned for it.
     unsafe {
-        block.cast::<usize>().write(size);
-        block.add(HEADER_BYTES)
+        let block = start.add(offset);
+        block.sub(HEADER_BYTES).cast::<Header>().write([size, offset]);
+        block
     }
 }
 
-/// C++'s `operator delete`.
+/// What was written before a block.
 ///
 /// # Safety
-/// `memory` is null, or came from [`neoc_allocate`] and was not freed before.
+/// [`allocate`] gave the block, and it was not freed.
+unsafe fn header(block: *mut u8) -> Header {
+    // SAFETY: `allocate` wrote it there.
+    unsafe { block.sub(HEADER_BYTES).cast::<Header>().read() }
+}
+
+/// C's, and by way of operator_new.cpp C++'s.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn neoc_free(memory: *mut u8) {
-    if memory.is_null() {
+extern "C" fn malloc(size: usize) -> *mut u8 {
+    allocate(size, HEADER_BYTES)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn aligned_alloc(alignment: usize, size: usize) -> *mut u8 {
+    allocate(size, alignment)
+}
+
+/// # Safety
+/// `block` can be written to.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn posix_memalign(block: *mut *mut u8, alignment: usize, size: usize) -> c_int {
+    let allocated = allocate(size, alignment);
+    if allocated.is_null() {
+        return NO_MEMORY;
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { block.write(allocated) };
+    0
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn calloc(n: usize, size: usize) -> *mut u8 {
+    let Some(size) = n.checked_mul(size) else { return ptr::null_mut() };
+    let block = malloc(size);
+    if !block.is_null() {
+        // SAFETY: the block has so many bytes.
+        unsafe { block.write_bytes(0, size) };
+    }
+    block
+}
+
+/// # Safety
+/// As for [`free`].
+#[unsafe(no_mangle)]
+unsafe extern "C" fn realloc(block: *mut u8, size: usize) -> *mut u8 {
+    let new = malloc(size);
+    if !new.is_null() && !block.is_null() {
+        // SAFETY: the caller vouches for `block`, and both have as many bytes as the smaller one.
+        unsafe {
+            let [old_size, _] = header(block);
+            ptr::copy_nonoverlapping(block, new, old_size.min(size));
+            free(block);
+        }
+    }
+    new
+}
+
+/// # Safety
+/// `block` is null, or came from one of the functions above and was not freed before.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn free(block: *mut u8) {
+    if block.is_null() {
         return;
     }
-    // SAFETY: the caller vouches that `neoc_allocate` made the block, with its size in front.
+    // SAFETY: the caller vouches that `allocate` made the block, with this layout.
     unsafe {
-        let block = memory.sub(HEADER_BYTES);
-        let size = block.cast::<usize>().read();
-        dealloc(block, Layout::from_size_align_unchecked(size + HEADER_BYTES, HEADER_BYTES));
-    }
-}
-
-unsafe extern "C" {
-    fn malloc(size: usize) -> *mut u8;
-    fn free(memory: *mut u8);
-}
-
-/// Has C's `malloc` take a page for each size that it tells apart, once for all. It would take them one by
-/// one, in every request anew, and growing the memory is a system call that all threads of the host wait for.
-pub fn warm_up() {
-    // SAFETY: each block is freed once, and nobody writes to it.
-    unsafe {
-        let blocks: Vec<*mut u8> = (3..=15).map(|power| malloc((1 << power) - 8)).collect();
-        blocks.into_iter().for_each(|block| free(block));
+        let [size, offset] = header(block);
+        dealloc(block.sub(offset), Layout::from_size_align_unchecked(size + offset, offset));
     }
 }
 

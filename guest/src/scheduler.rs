@@ -75,6 +75,11 @@ pub fn close(request: u32) {
     ids.into_iter().for_each(wait::abandon);
 }
 
+/// Forgets that there ever was a task.
+pub fn forget() {
+    TASKS.take();
+}
+
 /// The requests whose last task has ended since the last call. Each is to be closed.
 pub fn take_ended() -> Vec<u32> {
     TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.ended))

@@ -10,6 +10,9 @@ use mlua::ffi::lua_State;
 unsafe extern "C-unwind" {
     /// In Luau's allocator, see patch_crates.py: it takes new pages for all objects to come.
     fn neoc_begin_new_pages(state: *mut lua_State);
+
+    /// There, too: allocates anew what every request changes.
+    fn neoc_move_arrays(state: *mut lua_State);
 }
 
 /// Closes the heap as it is. What it had free is lost to the script.
@@ -21,5 +24,6 @@ pub fn seal(lua: &Lua) -> mlua::Result<()> {
     unsafe { lua.exec_raw::<()>((), |state| neoc_begin_new_pages(state))? };
     #[cfg(target_arch = "wasm32")]
     crate::allocator::fill_holes();
-    Ok(())
+    // SAFETY: the state is valid, and Luau itself moves its stacks at any time. No limit is set yet, so there is memory.
+    unsafe { lua.exec_raw::<()>((), |state| neoc_move_arrays(state)) }
 }

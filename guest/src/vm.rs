@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
-use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, SPARE_BYTES, ScriptError, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, SPARE_BYTES, ScriptError, Start};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
 use neoc_abi::workers::Work;
@@ -77,16 +77,41 @@ impl Vm {
     /// When there is no memory for it.
     pub fn new() -> mlua::Result<Self> {
         let (lua, prelude) = sandbox::new_vm()?;
-        lua.gc_collect()?;
-        // The allocators keep what they once had.
-        drop(Vec::<u8>::with_capacity(SPARE_BYTES));
-        #[cfg(target_arch = "wasm32")]
-        crate::allocator::warm_up();
         let interrupt = interrupt::place(&lua)?;
         let every = Every::find(&lua, &prelude)?;
-        seal::seal(&lua)?;
         let (ends, outlived) = (Ends::default(), BTreeSet::new());
-        Ok(Self { lua, prelude, every, entry: Entry::Absent, ends, outlived, used: false, interrupt })
+        let mut vm = Self { lua, prelude, every, entry: Entry::Absent, ends, outlived, used: false, interrupt };
+        vm.rehearse()?;
+        vm.lua.gc_collect()?;
+        // The allocators keep what they once had.
+        drop(Vec::<u8>::with_capacity(SPARE_BYTES));
+        seal::seal(&vm.lua)?;
+        Ok(vm)
+    }
+
+    /// Goes through a request. Luau notes in bytecode and metatables where it has found what, and would in each VM anew:
+    /// a word here and there, each in a page that the host has to put back.
+    fn rehearse(&mut self) -> mlua::Result<()> {
+        self.entry = Entry::Handler(self.lua.load("return { status = 200, headers = {}, body = '' }").into_function()?);
+        self.prelude.raw_get::<Function>("begin_entry")?.call::<()>(("", ""))?;
+        let request = Request {
+            method: String::new(),
+            path: String::new(),
+            query: Vec::new(),
+            headers: vec![(String::new(), Vec::new())],
+            body: Vec::new(),
+        };
+        let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
+        let start = Start { request: ALONE, event: Event::Request(request), random_seed: 0, limits };
+        self.start_event(start).map_err(mlua::Error::runtime)?;
+        scheduler::run_until_parked();
+        self.close_ended();
+        self.ends.take();
+        self.prelude.raw_get::<Function>("end_entry")?.call::<()>(true)?;
+        self.prelude.raw_get::<Function>("forget_entry")?.call::<()>(())?;
+        (self.entry, self.used) = (Entry::Absent, false);
+        scheduler::forget();
+        Ok(())
     }
 
     /// The VM itself, for a test that has functions of its own in it.
