@@ -1,5 +1,6 @@
 """Memory of a request that waits."""
 
+import time
 from contextlib import ExitStack
 from functools import partial
 
@@ -12,8 +13,11 @@ from lib.scale import Scale
 
 IDLE_TIMEOUT_S = 10.0
 
-TEXT = """Many requests are parked in a wait at once. From the server's memory (PSS) then, its memory with the same
-connections open and idle is taken, each of which had one answer before. All requests are answered in the end."""
+SETTLE_S = 2.0
+"""How long requests have waited when the memory is taken: who gives back what a waiting one need not have, has done so."""
+
+TEXT = """Many requests are parked in a wait at once. From the server's memory (PSS) two seconds later, its memory with
+the same connections open and idle is taken, each of which had one answer before. All requests are answered in the end."""
 
 
 def measure(field: Field, scale: Scale) -> Section:
@@ -34,6 +38,7 @@ def _sample(peer: Peer, scale: Scale) -> float:
         idle_kib = process.pss_kib(server.pid)
         for connection in connections:
             connection.send("/wait")
+        time.sleep(SETTLE_S)
         process.wait_until_idle(server.pid, scale.wait_s)
         parked_kib = process.pss_kib(server.pid)
         if connections[0].is_answered():

@@ -89,7 +89,7 @@ use self::{
     scheduler::Scheduler,
     state::{Reach, State},
     tenant_image::Dirty,
-    vm::{Guest, Preempt, Vm},
+    vm::{FOLD_AFTER, Guest, Preempt, Vm},
 };
 use crate::{
     policy::{Preemption, detach},
@@ -351,7 +351,14 @@ impl Runtime {
             if n_waiting == 0 {
                 break;
             }
-            let Some((_, batch)) = vm.next_batch().await else { break };
+            let next = match tokio::time::timeout(FOLD_AFTER, vm.next_batch()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    vm.fold();
+                    vm.next_batch().await
+                }
+            };
+            let Some((_, batch)) = next else { break };
             turn::breathe().await;
             n_waiting = vm.complete(batch).await.map_err(failed)?;
         }

@@ -35,9 +35,13 @@ fn script(marker: &str) -> String {
 }
 
 async fn load(runtime: &Arc<Runtime>, marker: &str) -> TenantImage {
-    let share = Share::new(marker.into(), std::num::NonZeroU32::MIN);
+    load_script(runtime, marker, script(marker)).await
+}
+
+async fn load_script(runtime: &Arc<Runtime>, tenant: &str, script: String) -> TenantImage {
+    let share = Share::new(tenant.into(), std::num::NonZeroU32::MIN);
     let modules = Arc::new(Folder::of_script(Path::new("absent/main.luau"), None));
-    let entry = Module { name: "main.luau".into(), source: script(marker).into_bytes() };
+    let entry = Module { name: "main.luau".into(), source: script.into_bytes() };
     let source = Source { entry, mode: Mode::Handler, memory_bytes: MAX_MEMORY_BYTES, modules, narrowed: vec![] };
     runtime.load(&share, source, ScriptLog::discard()).await.expect("loads")
 }
@@ -143,6 +147,42 @@ fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
     assert_eq!(n_renewed("/-1", long, 0), (true, 1), "a script's error is an end of its own");
     assert_eq!(n_renewed("/1", long, 1), (true, 0), "a memory that has grown stays so");
     assert_eq!(n_renewed("/-2", Duration::from_millis(5), 0), (false, 0), "a VM that was killed is not used again");
+}
+
+#[test]
+fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_been() {
+    let (runtime, io, _folder) = runtime();
+    let script = "local wait = require('std:task').wait
+        local kept = { 'a' }
+        return function()
+            local words = { string.rep('b', 9000) }
+            for round = 1, 3 do
+                wait(0)
+                table.insert(words, kept[1] .. round)
+            end
+            return table.concat(words, ' ', 2) .. #words[1]
+        end";
+    let image = &io.block_on(load_script(&runtime, "a", script.into()));
+    io.block_on(Witnessed::new(async {
+        let mut vm = runtime.fresh(state("a", Duration::from_secs(60))).await.expect("there is a slot");
+        image.restore(&mut vm).expect("fits");
+        let mut n_waiting = vm.start(&start("/")).await.expect("runs");
+        while n_waiting > 0 {
+            vm.fold();
+            // A second time changes nothing.
+            vm.fold();
+            assert!(vm.memory().expect("has one") == runtime.memories.content(), "it has pages of its own");
+            let (_, batch) = vm.next_batch().await.expect("a timer is under way");
+            n_waiting = vm.complete(batch).await.expect("runs");
+            assert!(vm.memory().expect("has one") != runtime.memories.content());
+        }
+        let end = vm.requests().expect("it has one").take_changes().pop().and_then(|change| change.end);
+        let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
+        assert_eq!(String::from_utf8_lossy(&response.body), "a1 a2 a39000");
+        runtime.renewed.keep(vm);
+    }));
+    let vm = runtime.renewed.take().expect("it is as new");
+    assert!(vm.memory().expect("has one") == runtime.memories.content(), "memory that is not the base image's");
 }
 
 #[test]

@@ -44,6 +44,9 @@ fn no_room() -> Error {
 /// After so many requests a VM is ended, with what wasmtime keeps for its exceptions.
 pub const MAX_LIVES: u32 = 256;
 
+/// A VM that has waited for so long is folded, see [`Vm::fold`]. Tests wait for nothing as long.
+pub const FOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
+
 /// What stops a running VM; see [`crate::policy::Preemption`].
 pub enum Preempt {
     /// The watcher, through Luau's interrupt and the safepoint page.
@@ -86,6 +89,7 @@ pub struct Vm {
     leases: Vec<Arc<dyn Lease>>,
     /// Whether every call into it has come to its end.
     is_sound: bool,
+    is_folded: bool,
     n_lives: u32,
 }
 
@@ -177,8 +181,9 @@ impl Vm {
         };
         let target = preemption.target(memory.data_ptr(&store), &meter);
         let begun_with = Begun { globals, memory_bytes: memory.data_size(&store) };
-        let (leases, is_sound, n_lives) = (Vec::new(), true, 1);
-        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, n_lives })
+        let leases = Vec::new();
+        let (is_sound, is_folded, n_lives) = (true, false, 1);
+        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, is_folded, n_lives })
     }
 
     /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
@@ -203,6 +208,7 @@ impl Vm {
         let is_certain = witness.is_certain();
         let renewed = self.leases.iter().try_for_each(|lease| lease.renew(is_certain));
         renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).ok()?;
+        self.is_folded = false;
         Some(self)
     }
 
@@ -222,6 +228,28 @@ impl Vm {
         *self.store.data_mut() = state;
         self.target = preemption.target(memory.data_ptr(&self.store), &self.meter);
         Ok(self)
+    }
+
+    /// Has it take as little memory as it can until the next call into it: of its pages only the lines are kept that
+    /// differ from the base image. To be called in the poll of its request, between two calls.
+    pub fn fold(&mut self) {
+        let Some(witness) = Witness::current() else { return };
+        // What is taken back then becomes the VM's own again, and nobody has to count it.
+        witness.doubt();
+        self.leases.extend(witness.take_leases());
+        self.is_folded = true;
+        for lease in &self.leases {
+            if let Err(error) = lease.fold() {
+                tracing::warn!("a VM that waits keeps its memory: {error}");
+            }
+        }
+    }
+
+    fn unfold(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.is_folded) {
+            self.leases.iter().try_for_each(|lease| lease.unfold())?;
+        }
+        Ok(())
     }
 
     /// Where the guest's stack ends; it begins at 0.
@@ -377,6 +405,7 @@ impl Vm {
             self.store.set_epoch_deadline(1);
         }
         self.meter.check_between_slices()?;
+        self.unfold()?;
         let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
         // Also if this future is dropped meanwhile.
         self.is_sound = false;

@@ -8,7 +8,7 @@ use std::{io, sync::Arc};
 use parking_lot::Mutex;
 use wasmtime::LinearMemory;
 
-use super::{GC_HEAP_BYTES, Kind, MAX_MEMORY_BYTES, Memories, Witness, slot::Slot};
+use super::{Difference, GC_HEAP_BYTES, Kind, MAX_MEMORY_BYTES, Memories, Witness, slot::Slot};
 
 /// A loan, while the VM lives.
 pub trait Lease: Send + Sync {
@@ -17,6 +17,19 @@ pub trait Lease: Send + Sync {
     /// # Errors
     /// When the system refuses. Then the VM must not be used again.
     fn renew(&self, is_certain: bool) -> io::Result<()>;
+
+    /// Gives the memory that it takes back to the system, and keeps what it cannot have again. No call may be under way,
+    /// and the next one comes after [`Lease::unfold`]. Whoever sees what happens to it is in doubt from now on.
+    ///
+    /// # Errors
+    /// When the system refuses; it is as it was.
+    fn fold(&self) -> io::Result<()>;
+
+    /// Makes it what it was.
+    ///
+    /// # Errors
+    /// None in practice. Then the VM must not be used again.
+    fn unfold(&self) -> io::Result<()>;
 
     /// Has another witness see what happens to it, from the poll on in which this is called. None: nobody does.
     fn hand_to(&self, witness: Option<Arc<Witness>>);
@@ -42,6 +55,8 @@ struct MemoryLease {
 struct Held {
     slot: Slot,
     seen: Seen,
+    /// What was in it, while it is folded.
+    folded: Option<Difference>,
 }
 
 // === impl Seen ===
@@ -79,7 +94,7 @@ impl Seen {
 impl Placed {
     /// Lends `slot` to the VM that is made on this thread.
     pub fn new(slot: Slot, kind: Kind, home: &Arc<Memories>) -> Self {
-        let held = Held { slot, seen: Seen::from_now_on() };
+        let held = Held { slot, seen: Seen::from_now_on(), folded: None };
         let lease = Arc::new(MemoryLease { kind, home: Arc::clone(home), held: Mutex::new(Some(held)) });
         Witness::note(Arc::<MemoryLease>::clone(&lease));
         Self(lease)
@@ -117,7 +132,7 @@ unsafe impl LinearMemory for Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         let MemoryLease { kind, home, held } = &*self.0;
-        let Some(Held { mut slot, seen }) = held.lock().take() else { return };
+        let Some(Held { mut slot, seen, .. }) = held.lock().take() else { return };
         match slot.reset(home.content_of(*kind), home.system.is_known(seen.is_certain()), home.system.pages.as_ref()) {
             Ok(()) => home.free(*kind).lock().push(slot),
             // It goes back to the system, whole.
@@ -129,7 +144,8 @@ impl Drop for Placed {
 impl Lease for MemoryLease {
     fn renew(&self, is_certain: bool) -> io::Result<()> {
         let mut held = self.held.lock();
-        let Held { slot, seen } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let Held { slot, seen, folded } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        *folded = None;
         let is_certain = seen.is_certain_if(is_certain);
         match self.kind {
             Kind::Guest => {
@@ -141,6 +157,22 @@ impl Lease for MemoryLease {
             Kind::Exceptions => seen.end(!is_certain),
         }
         Ok(())
+    }
+
+    fn fold(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let Held { slot, folded, .. } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        // That of exceptions is hardly ever used, and wasmtime may look into it at any time.
+        if self.kind == Kind::Guest && folded.is_none() {
+            *folded = slot.fold(self.home.content_of(self.kind), self.home.system.pages.as_ref())?;
+        }
+        Ok(())
+    }
+
+    fn unfold(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let Held { slot, folded, .. } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        folded.take().map_or(Ok(()), |difference| slot.unfold(&difference))
     }
 
     fn hand_to(&self, witness: Option<Arc<Witness>>) {

@@ -7,6 +7,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`content`] | what a memory begins with |
+//! | [`difference`] | in what another differs from it |
 //! | [`slot`] | the place of one memory |
 //! | [`lease`] | what a VM has on loan: made as new when its request is over, and when it is gone |
 //! | [`faults`] | whether a slot can have pages of its own that it does not know |
@@ -24,11 +25,15 @@
 //! 3. So either all pages that are the slot's own are on its list, or it is in doubt; then it asks the kernel, or gives
 //!    all of them back. Each page on the list is put back before the slot is free again, or its VM as new.
 //!
+//! A VM that waits for long is folded: its slot gives back all its pages and keeps the lines that differ from the
+//! content, until the next call into the VM. Only that VM's own bytes are ever written there.
+//!
 //! Where the system counts no faults, every slot is always in doubt. Where it cannot be asked, or swaps, a slot gives
 //! back all its pages each time.
 
 mod addresses;
 mod content;
+mod difference;
 mod faults;
 mod lease;
 mod pagemap;
@@ -45,6 +50,7 @@ use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
 pub use self::{
     content::Content,
+    difference::{Difference, is_unchanged},
     faults::{Witness, Witnessed},
     lease::Lease,
     stack::{Creator as StackCreator, Stacks},
@@ -57,7 +63,7 @@ use self::{
 use super::{engine::MAX_MEMORY_BYTES, safepoint};
 
 /// Bytes that have their own access rights.
-const PAGE_BYTES: usize = 4096;
+pub const PAGE_BYTES: usize = 4096;
 
 /// Addresses of a heap for exceptions, in bytes. More than a VM may have of it.
 pub const GC_HEAP_BYTES: usize = 1024 * 1024;

@@ -8,15 +8,13 @@ use super::{
     PAGE_BYTES,
     addresses::Addresses,
     content::Content,
+    difference::{Difference, LINE_BYTES},
     pagemap::{Own, PageMap},
 };
 
 /// Most bytes of its own that a slot keeps for the next VM. They are put back by copying, which takes a fifth of what
 /// a page fault does.
 const KEEP_BYTES: usize = 1024 * 1024;
-
-/// A processor's cache line.
-const LINE_BYTES: usize = 64;
 
 /// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
 const N_USES: u32 = 256;
@@ -126,6 +124,43 @@ impl Slot {
         Ok(())
     }
 
+    /// Gives all pages of its own back, and what stands in them that the content has not. None: it has kept them,
+    /// because there are too many, or the system does not say which they are.
+    ///
+    /// # Errors
+    /// When the system refuses; the memory is as it was.
+    pub fn fold(&mut self, content: Option<&Content>, pages: Option<&PageMap>) -> io::Result<Option<Difference>> {
+        let reach = self.open_bytes.max(self.kept_until);
+        let Some(own) = self.look(reach, pages)? else { return Ok(None) };
+        if own.iter().map(Range::len).sum::<usize>() > KEEP_BYTES {
+            return Ok(None);
+        }
+        let end = self.open_bytes;
+        let open = own.into_iter().map(|run| run.start..run.end.min(end)).filter(|run| !run.is_empty());
+        let difference = Difference::between(content.map_or(&[], Content::bytes), self.memory(), open)?;
+        self.addresses.give_back(reach)?;
+        self.own.clear();
+        self.kept_until = 0;
+        Ok(Some(difference))
+    }
+
+    /// Puts back what [`Slot::fold`] has given.
+    ///
+    /// # Errors
+    /// For what another slot gave.
+    pub fn unfold(&mut self, difference: &Difference) -> io::Result<()> {
+        difference.apply(self.memory())
+    }
+
+    /// All that is open. To be called while nobody else has a reference into it.
+    fn memory(&mut self) -> &mut [u8] {
+        // SAFETY: so many bytes are open at the base, and the caller sees to it that nobody else looks at them.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts_mut(self.base(), self.open_bytes)
+        }
+    }
+
     /// The pages that are the slot's own, up to `reach`. None where there are too many, or the system does not say.
     fn look(&self, reach: usize, pages: Option<&PageMap>) -> io::Result<Option<Vec<Range<usize>>>> {
         let Some(pages) = pages else { return Ok(None) };
@@ -182,19 +217,11 @@ mod tests {
         PageMap::open().expect("Linux 6.7 or newer")
     }
 
-    fn memory(slot: &mut Slot) -> &mut [u8] {
-        // SAFETY: open, and borrowed from the slot.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts_mut(slot.base(), slot.open_bytes())
-        }
-    }
-
     /// Whether it is as it was at first, also where it has grown.
     fn is_new(slot: &mut Slot, content: &Content) -> bool {
-        let as_content = memory(slot) == content.bytes();
+        let as_content = slot.memory() == content.bytes();
         slot.open(8 * PAGE_BYTES).expect("opens");
-        as_content && memory(slot)[content.bytes().len()..].iter().all(|byte| *byte == 0)
+        as_content && slot.memory()[content.bytes().len()..].iter().all(|byte| *byte == 0)
     }
 
     #[test]
@@ -203,7 +230,7 @@ mod tests {
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(6 * PAGE_BYTES).expect("opens");
         for page in [1, 2, 5] {
-            memory(&mut slot)[page * PAGE_BYTES + 7] = 99;
+            slot.memory()[page * PAGE_BYTES + 7] = 99;
         }
         slot.reset(Some(&content), false, Some(&pages)).expect("resets");
         assert_eq!(slot.own, [PAGE_BYTES..3 * PAGE_BYTES, 5 * PAGE_BYTES..6 * PAGE_BYTES]);
@@ -214,9 +241,9 @@ mod tests {
     fn a_slot_that_knows_its_own_pages_puts_them_back_unasked() {
         let (content, pages) = (content(), pages());
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
-        memory(&mut slot)[9] = 99;
+        slot.memory()[9] = 99;
         slot.reset(Some(&content), false, Some(&pages)).expect("resets");
-        memory(&mut slot)[10] = 99;
+        slot.memory()[10] = 99;
         slot.reset(Some(&content), true, None).expect("resets");
         assert!(is_new(&mut slot, &content));
     }
@@ -226,13 +253,13 @@ mod tests {
         let (content, pages) = (content(), pages());
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(8 * PAGE_BYTES).expect("opens");
-        memory(&mut slot)[7 * PAGE_BYTES] = 99;
+        slot.memory()[7 * PAGE_BYTES] = 99;
         slot.reset(Some(&content), false, Some(&pages)).expect("resets");
         // A small one, in doubt: what is beyond its end is still the slot's own.
         slot.reset(Some(&content), false, Some(&pages)).expect("resets");
         assert_eq!(slot.own.first(), Some(&(7 * PAGE_BYTES..8 * PAGE_BYTES)));
         slot.open(8 * PAGE_BYTES).expect("opens");
-        memory(&mut slot)[7 * PAGE_BYTES] = 98;
+        slot.memory()[7 * PAGE_BYTES] = 98;
         slot.reset(Some(&content), true, None).expect("resets");
         assert!(is_new(&mut slot, &content));
     }
@@ -242,7 +269,7 @@ mod tests {
         let content = content();
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(5 * PAGE_BYTES).expect("opens");
-        memory(&mut slot).fill(99);
+        slot.memory().fill(99);
         slot.reset(Some(&content), false, None).expect("resets");
         assert!(slot.own.is_empty() && is_new(&mut slot, &content));
     }
@@ -253,11 +280,11 @@ mod tests {
         let shape = Shape { reserved_bytes: 2 * KEEP_BYTES, safepoint: None };
         let mut slot = Slot::reserve(shape, Some(&content)).expect("has addresses");
         slot.open(KEEP_BYTES + PAGE_BYTES).expect("opens");
-        memory(&mut slot).fill(99);
+        slot.memory().fill(99);
         slot.reset(Some(&content), false, Some(&pages)).expect("resets");
         assert!(slot.own.is_empty(), "more than a slot keeps");
         for _ in 1..N_USES {
-            memory(&mut slot)[0] = 99;
+            slot.memory()[0] = 99;
             slot.reset(Some(&content), false, Some(&pages)).expect("resets");
         }
         assert!(slot.own.is_empty(), "after many uses");
@@ -265,11 +292,37 @@ mod tests {
     }
 
     #[test]
+    fn a_folded_slot_has_no_pages_and_unfolded_it_is_as_it_was() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.open(8 * PAGE_BYTES).expect("opens");
+        for (page, byte) in [(0, 0), (1, 7), (5, 9)] {
+            slot.memory()[page * PAGE_BYTES + 70] = byte;
+        }
+        let before = slot.memory().to_vec();
+        let difference = slot.fold(Some(&content), Some(&pages)).expect("folds").expect("has few pages");
+        assert_eq!(slot.look(8 * PAGE_BYTES, Some(&pages)).expect("looks"), Some(vec![]));
+        slot.unfold(&difference).expect("fits");
+        assert!(slot.memory() == before);
+        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn a_slot_of_which_nothing_is_known_is_not_folded() {
+        let content = content();
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.memory()[0] = 99;
+        assert_eq!(slot.fold(Some(&content), None).expect("is asked"), None);
+        assert_eq!(slot.memory()[0], 99);
+    }
+
+    #[test]
     fn a_page_that_was_only_read_is_not_a_slots_own() {
         let (content, pages) = (content(), pages());
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(8 * PAGE_BYTES).expect("opens");
-        assert_eq!(memory(&mut slot).iter().filter(|byte| **byte == 0).count(), 4 * PAGE_BYTES);
+        assert_eq!(slot.memory().iter().filter(|byte| **byte == 0).count(), 4 * PAGE_BYTES);
         assert_eq!(slot.look(8 * PAGE_BYTES, Some(&pages)).expect("looks"), Some(vec![]));
     }
 }

@@ -157,6 +157,19 @@ impl Lease for StackLease {
         Ok(())
     }
 
+    /// Between two calls nothing on it means anything.
+    fn fold(&self) -> io::Result<()> {
+        let mut held = self.held.lock();
+        let (stack, _) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        stack.addresses.give_back(stack.addresses.n_bytes())?;
+        stack.n_touched = 0;
+        Ok(())
+    }
+
+    fn unfold(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn hand_to(&self, witness: Option<Arc<Witness>>) {
         if let Some((_, seen)) = self.held.lock().as_mut() {
             seen.begin(witness);

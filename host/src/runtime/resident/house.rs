@@ -23,7 +23,7 @@ use super::{
         requests::{Change, Requests},
         state::{Reach, State},
         turn,
-        vm::Vm,
+        vm::{FOLD_AFTER, Vm},
     },
     Command, Setback, Visit,
 };
@@ -49,6 +49,13 @@ struct House {
     guests: BTreeMap<u32, Guest>,
     /// Those whose answers are out, and whose detached tasks may begin.
     outlived: VecDeque<u32>,
+}
+
+/// Why the VM is called.
+enum Occasion {
+    Command(Command),
+    /// What has come back for a request.
+    Completions(u32, Vec<Completion>),
 }
 
 /// Why a VM ends, and whose call it was.
@@ -89,18 +96,35 @@ impl House {
             if let Some(number) = self.outlived.pop_front() {
                 self.complete(number, Vec::new()).await?;
             } else {
-                tokio::select! {
-                    Some(command) = commands.recv() => match command {
-                        Command::Begin(visit) => self.begin(visit).await?,
-                        Command::Cancel(number) => self.cancel(number).await?,
-                    },
-                    Some((number, batch)) = self.vm.next_batch() => self.complete(number, batch).await?,
+                match self.occasion(commands).await {
+                    Some(Occasion::Command(Command::Begin(visit))) => self.begin(visit).await?,
+                    Some(Occasion::Command(Command::Cancel(number))) => self.cancel(number).await?,
+                    Some(Occasion::Completions(number, batch)) => self.complete(number, batch).await?,
                     // Those who are still there wait for nothing that could come.
-                    else => return Ok(()),
+                    None => return Ok(()),
                 }
             }
             // As for any VM: the next turn is in the tenant's line.
             turn::breathe().await;
+        }
+    }
+
+    /// Waits for the next one; after some time with the VM folded. None when nothing can come any more.
+    async fn occasion(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Occasion> {
+        match tokio::time::timeout(FOLD_AFTER, self.next_occasion(commands)).await {
+            Ok(occasion) => occasion,
+            Err(_) => {
+                self.vm.fold();
+                self.next_occasion(commands).await
+            }
+        }
+    }
+
+    async fn next_occasion(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Occasion> {
+        tokio::select! {
+            Some(command) = commands.recv() => Some(Occasion::Command(command)),
+            Some((number, batch)) = self.vm.next_batch() => Some(Occasion::Completions(number, batch)),
+            else => None,
         }
     }
 
