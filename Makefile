@@ -27,6 +27,10 @@ guests: setup ## Build the guest, and the one that runs Luau's own tests
 build: guest ## Build neoc
 	$(CARGO) build
 
+.PHONY: release
+release: guest ## Build target/release/neoc, to be deployed (a quarter of an hour)
+	$(CARGO) build --release
+
 .PHONY: demo
 demo: build ## Serve policies/demo.toml
 	$(NEOC) host --policy policies/demo.toml
@@ -37,7 +41,7 @@ test: guests ## Run all tests
 	cd guest && CARGO_TARGET_DIR=build/native $(CARGO) test
 
 .PHONY: bench
-bench: build ## Measure neoc beside its peers, half an hour (installs them, see bench/README.md)
+bench: release ## Measure neoc beside its peers, half an hour (installs them, see bench/README.md)
 	bench/install.sh
 	python3 bench/run.py
 

@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures neoc beside every peer that is installed.")
     parser.add_argument("--quick", action="store_true", help="small counts: shows that it works, not how fast")
     parser.add_argument("--only", action="append", choices=METRICS, help="one measurement; may be repeated")
-    parser.add_argument("--neoc", type=Path, metavar="FILE", help="another build of neoc than target/debug/neoc")
+    parser.add_argument("--neoc", type=Path, metavar="FILE", help="another build of neoc than target/release/neoc")
     return parser.parse_args()
 
 

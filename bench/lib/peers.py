@@ -66,7 +66,7 @@ def _installed(name: str) -> Path:
 
 
 PROGRAMS = {
-    "neoc": REPOSITORY / "target" / "debug" / "neoc",
+    "neoc": REPOSITORY / "target" / "release" / "neoc",
     "native": BUILD / "native" / "release" / "native",
     "nginx": _installed("nginx"),
     "tarantool": _installed("tarantool"),

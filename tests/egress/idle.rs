@@ -1,12 +1,12 @@
 //! Connections that are kept for later: one tenant holds no more of them than its
-//! share, and no other one feels it: NET-30.
+//! share, and no other one feels it: NET-30. Within its share they may all be to one server.
 
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -24,6 +24,9 @@ const MAX_IDLE: usize = 32;
 /// Origins that one tenant calls.
 const ORIGINS: usize = 1000;
 
+/// Requests that a script has under way at once with one server.
+const AT_ONCE: usize = 8;
+
 /// An upstream that keeps each connection open for as long as its client does.
 struct Patient {
     address: SocketAddr,
@@ -32,7 +35,9 @@ struct Patient {
 }
 
 impl Patient {
-    fn start() -> Self {
+    /// `at_once`: it answers none of so many requests before it has them all.
+    fn start(at_once: usize) -> Self {
+        let barrier = Arc::new(Barrier::new(at_once));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (opened, closed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
@@ -40,10 +45,10 @@ impl Patient {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 counts.0.fetch_add(1, Ordering::SeqCst);
-                let closed = Arc::clone(&counts.1);
+                let (closed, barrier) = (Arc::clone(&counts.1), Arc::clone(&barrier));
                 thread::spawn(move || {
                     // A client that goes away is what is waited for.
-                    drop(serve(stream));
+                    drop(serve(stream, &barrier));
                     closed.fetch_add(1, Ordering::SeqCst);
                 });
             }
@@ -57,10 +62,11 @@ impl Patient {
     }
 }
 
-fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+fn serve(mut stream: TcpStream, barrier: &Barrier) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     while let Some(line) = lines.next().transpose()? {
         if line.is_empty() {
+            barrier.wait();
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
         }
     }
@@ -69,7 +75,7 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
 
 #[test]
 fn a_thousand_origins_leave_a_tenant_its_share_of_idle_connections_and_others_theirs() {
-    let upstream = Patient::start();
+    let upstream = Patient::start(1);
     let names: Vec<&'static str> = (0..ORIGINS).map(|n| &*format!("n{n}.idle.test").leak()).collect();
     let answer = || Answer::Addresses(vec!["127.0.0.1".parse().unwrap()], 60);
     let dns = NameServer::start(names.iter().copied().chain(["other.test"]).map(|name| (name, answer())));
@@ -112,4 +118,34 @@ fn a_thousand_origins_leave_a_tenant_its_share_of_idle_connections_and_others_th
     let opened = upstream.opened.load(Ordering::SeqCst);
     assert_eq!(host.get("/other").body, "ok");
     assert_eq!(upstream.opened.load(Ordering::SeqCst), opened, "the other tenant's connection was used again");
+}
+
+#[test]
+fn connections_that_were_under_way_at_once_to_one_server_are_all_used_again() {
+    let upstream = Patient::start(AT_ONCE);
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("http://127.0.0.1:{}/", upstream.address.port());
+    let script = format!(
+        "local hyper = require('vnd:hyper')
+        return function()
+            local urls, n_ok = table.create({AT_ONCE}, '{url}'), 0
+            for _, response in hyper.get_all(urls) do
+                if response.status == 200 then n_ok += 1 end
+            end
+            return tostring(n_ok)
+        end"
+    );
+    fs::write(folder.path().join("main.luau"), script).unwrap();
+    let policy = format!(
+        "[host]\nlisten = \"127.0.0.1:0\"\ndata_dir = \"data\"\n\
+         [tenant.a]\nscript = \"main.luau\"\nroutes = [\"/*\"]\n\
+         [[tenant.a.allow.http]]\nhosts = [\"{}\"]\naddresses = [\"127.0.0.0/8\"]\n",
+        url.trim_end_matches('/'),
+    );
+    fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    let host = Host::start(folder.path());
+    for _ in 0..3 {
+        assert_eq!(host.get("/").body, AT_ONCE.to_string());
+    }
+    assert_eq!(upstream.opened.load(Ordering::SeqCst), AT_ONCE);
 }

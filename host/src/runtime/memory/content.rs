@@ -1,6 +1,6 @@
 //! What memories begin with: the bytes of the base image, held once for all VMs.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use rustix::{
     fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create},
@@ -30,10 +30,15 @@ impl Content {
         let file = File::from(memfd_create("neoc-base-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
         ftruncate(&file, bytes.len() as u64)?;
         // Pages of zeros stay holes.
-        let is_zeros = |page: &[u8]| page.iter().all(|byte| *byte == 0);
-        for (index, page) in bytes.chunks(PAGE_BYTES).enumerate().filter(|(_, page)| !is_zeros(page)) {
-            file.write_all_at(page, (index * PAGE_BYTES) as u64)?;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (start, page) in (0..).step_by(PAGE_BYTES).zip(bytes.chunks(PAGE_BYTES)) {
+            match runs.last_mut() {
+                _ if page == [0; PAGE_BYTES] => {}
+                Some(run) if run.end == start => run.end += PAGE_BYTES,
+                _ => runs.push(start..start + PAGE_BYTES),
+            }
         }
+        runs.into_iter().try_for_each(|run| file.write_all_at(&bytes[run.clone()], run.start as u64))?;
         fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
         // SAFETY: a new mapping at a place of the system's choice.
         #[allow(unsafe_code)]
