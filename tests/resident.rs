@@ -475,3 +475,15 @@ fn the_instances_that_tenants_keep_leave_one_over() {
     let errors = parse(&text(1)).unwrap_err().to_string();
     assert!(errors.contains("host.instances") && errors.contains("more than the 1"), "{errors}");
 }
+
+#[test]
+fn a_vm_that_nobody_calls_is_folded_and_goes_on_with_all_that_it_has() {
+    let (_folder, host) = start(SCRIPT, "", "");
+    assert_eq!(host.get("/a/").body, "1");
+    let waiting = send(&host, "/a/wait");
+    wait_for(&host, 1);
+    wait_until("the folding", || host.log().contains("is folded"));
+    assert_eq!(host.get("/a/open").body, "opened");
+    assert!(std::io::read_to_string(waiting).unwrap().ends_with("let through"));
+    assert_eq!(host.get("/a/waiting").body, "0");
+}

@@ -40,7 +40,11 @@ impl Host {
     pub fn start_file(policy: &Path) -> Self {
         pastes::note(policy);
         let mut command = neoc();
-        command.arg("host").arg("--policy").arg(policy).env("NEOC_LOG", "info,neoc::audit=debug,neoc::request=debug");
+        command
+            .arg("host")
+            .arg("--policy")
+            .arg(policy)
+            .env("NEOC_LOG", "info,neoc::audit=debug,neoc::request=debug,neoc::memory=debug");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (sink, stderr) = (Arc::clone(&log), child.stderr.take().unwrap());

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use self::house::serve;
-use super::{Ended, Failure, Job, Runtime, SLOT_WAIT, Share, SharedImage};
+use super::{Ended, Failure, Job, Runtime, SLOT_WAIT, Share, SharedImage, memory::Witnessed};
 
 /// Requests that one VM has at once. They share its memory: at the most that a policy can give, 256 KiB for each.
 const MAX_AT_ONCE: u32 = 256;
@@ -189,10 +189,11 @@ async fn live(
     let commands = Arc::new(tokio::sync::Mutex::new(commands));
     let (worker, on_worker) = (Arc::clone(&runtime), Arc::clone(&commands));
     let tenant = Arc::clone(&share.tenant);
-    let lived = runtime.by_turns(&share, true, async move {
+    let life = Box::pin(Witnessed::new(async move {
         let mut commands = on_worker.lock().await;
         serve(&worker, &tenant, &image, memory_bytes, &mut commands).await
-    });
+    }));
+    let lived = runtime.by_turns(&share, true, life);
     let failure = match lived.await {
         Ok(Ok(())) => None,
         Ok(Err(failure)) | Err(failure) => Some(failure),

@@ -5,7 +5,7 @@
 //! microseconds. Memory is all there is to restore: between two calls the guest's stack is empty,
 //! its stack pointer is back at its origin, and its table never changes.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use wasmtime::Result;
 
@@ -34,7 +34,7 @@ impl TenantImage {
         // The stack is empty between two calls: what is left in it means nothing.
         let stack_bytes = loaded.stack_end().await?;
         let memory = loaded.memory()?;
-        let difference = Difference::between(base, memory, [stack_bytes..memory.len()])?;
+        let difference = Difference::between(base, memory, iter::once(stack_bytes..memory.len()))?;
         Ok(Self { memory_bytes: memory.len(), difference })
     }
 

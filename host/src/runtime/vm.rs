@@ -238,6 +238,7 @@ impl Vm {
         witness.doubt();
         self.leases.extend(witness.take_leases());
         self.is_folded = true;
+        tracing::debug!(target: "neoc::memory", "a VM that waits is folded");
         for lease in &self.leases {
             if let Err(error) = lease.fold() {
                 tracing::warn!("a VM that waits keeps its memory: {error}");

@@ -90,6 +90,8 @@ pub fn is_unchanged(before: &[u8], start: usize, piece: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
 
     #[test]
@@ -100,7 +102,7 @@ mod tests {
         for changed in [200, 4095, 4096, 19_999, 20_000, 29_999] {
             after[changed] ^= 0xff;
         }
-        let difference = Difference::between(&before, &after, [128..30_000]).expect("small");
+        let difference = Difference::between(&before, &after, once(128..30_000)).expect("small");
         let mut memory = before;
         memory.resize(after.len(), 0);
         difference.apply(&mut memory).expect("fits");
@@ -114,12 +116,12 @@ mod tests {
     fn what_lies_outside_of_the_ranges_is_no_difference() {
         let difference = Difference::between(&[0; 512], &[1; 512], [64..128, 128..192, 448..512]).expect("small");
         assert_eq!(*difference.runs, [(64, 128), (448, 64)]);
-        assert_eq!(Difference::between(&[1; 256], &[1; 256], [0..256]).expect("small").n_pages(), 0);
+        assert_eq!(Difference::between(&[1; 256], &[1; 256], once(0..256)).expect("small").n_pages(), 0);
     }
 
     #[test]
     fn a_memory_that_is_too_small_is_an_error() {
-        let difference = Difference::between(&[], &[1; 256], [0..256]).expect("small");
+        let difference = Difference::between(&[], &[1; 256], once(0..256)).expect("small");
         assert!(difference.apply(&mut [0; 255]).is_err());
     }
 }
