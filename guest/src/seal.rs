@@ -15,7 +15,8 @@ unsafe extern "C-unwind" {
     fn neoc_move_arrays(state: *mut lua_State);
 }
 
-/// Closes the heap as it is. What it had free is lost to the script.
+/// Closes the heap as it is, and moves what every request changes to where a script's objects begin. What the heap had
+/// free is lost to the script.
 ///
 /// # Errors
 /// When there is no memory.

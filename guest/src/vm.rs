@@ -81,7 +81,7 @@ impl Vm {
         let every = Every::find(&lua, &prelude)?;
         let (ends, outlived) = (Ends::default(), BTreeSet::new());
         let mut vm = Self { lua, prelude, every, entry: Entry::Absent, ends, outlived, used: false, interrupt };
-        vm.rehearse()?;
+        vm.rehearse().map_err(|error| mlua::Error::runtime(error.message))?;
         vm.lua.gc_collect()?;
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
@@ -91,9 +91,11 @@ impl Vm {
 
     /// Goes through a request. Luau notes in bytecode and metatables where it has found what, and would in each VM anew:
     /// a word here and there, each in a page that the host has to put back.
-    fn rehearse(&mut self) -> mlua::Result<()> {
-        self.entry = Entry::Handler(self.lua.load("return { status = 200, headers = {}, body = '' }").into_function()?);
-        self.prelude.raw_get::<Function>("begin_entry")?.call::<()>(("", ""))?;
+    fn rehearse(&mut self) -> Result<(), ScriptError> {
+        let handler = self.lua.load("return { status = 200, headers = {}, body = '' }").into_function();
+        let handler = handler.map_err(|error| failure::from_message(failure::describe_error(&error)))?;
+        self.entry = Entry::Handler(handler);
+        self.call_prelude("begin_entry", ("", ""))?;
         let request = Request {
             method: String::new(),
             path: String::new(),
@@ -103,12 +105,12 @@ impl Vm {
         };
         let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
         let start = Start { request: ALONE, event: Event::Request(request), random_seed: 0, limits };
-        self.start_event(start).map_err(mlua::Error::runtime)?;
+        self.start_event(start).map_err(failure::from_message)?;
         scheduler::run_until_parked();
         self.close_ended();
         self.ends.take();
-        self.prelude.raw_get::<Function>("end_entry")?.call::<()>(true)?;
-        self.prelude.raw_get::<Function>("forget_entry")?.call::<()>(())?;
+        self.call_prelude("end_entry", true)?;
+        self.call_prelude("forget_entry", ())?;
         (self.entry, self.used) = (Entry::Absent, false);
         scheduler::forget();
         Ok(())

@@ -23,9 +23,7 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use super::Lease;
-
-const PAGE_BYTES: usize = 4096;
+use super::{Lease, PAGE_BYTES};
 
 /// Whether there were page faults in the life of a VM, or in a request's part of it.
 #[derive(Default)]
