@@ -13,11 +13,10 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use rustix::time::{ClockId, clock_gettime};
 
-use super::preempt::Target;
+use super::{preempt::Target, stopwatch::Stopwatch};
 
 /// CPU time that the VMs of one request may use together, and what they have used of it.
 #[derive(Debug)]
@@ -37,10 +36,19 @@ pub struct CpuBudget {
 /// own checks do, and the watcher, from its thread.
 #[derive(Debug)]
 pub struct CpuMeter {
+    /// Locked for a moment, by the worker and the watcher.
+    charging: Mutex<Charging>,
+}
+
+/// What is charged to whom.
+#[derive(Debug)]
+struct Charging {
     /// Changes between slices only.
-    budget: ArcSwap<CpuBudget>,
-    /// The worker's CPU clock up to which the slice is charged.
-    charged_until_nanoseconds: AtomicU64,
+    budget: Arc<CpuBudget>,
+    /// The slice that runs. None between two.
+    slice: Option<Stopwatch>,
+    /// How much of the slice is charged.
+    charged: Duration,
 }
 
 /// The CPU budget is used up.
@@ -96,22 +104,27 @@ impl CpuBudget {
 impl CpuMeter {
     /// A meter that charges `budget`.
     pub fn new(budget: Arc<CpuBudget>) -> Arc<Self> {
-        Arc::new(Self { budget: ArcSwap::new(budget), charged_until_nanoseconds: AtomicU64::new(0) })
+        Arc::new(Self { charging: Mutex::new(Charging { budget, slice: None, charged: Duration::ZERO }) })
     }
 
     /// Charges `budget` from the next slice on.
     pub fn charge_to(&self, budget: &Arc<CpuBudget>) {
-        if !Arc::ptr_eq(&self.budget.load(), budget) {
-            self.budget.store(Arc::clone(budget));
+        let mut charging = self.charging.lock();
+        if !Arc::ptr_eq(&charging.budget, budget) {
+            charging.budget = Arc::clone(budget);
         }
     }
 
-    /// Judges the budget in the middle of a slice.
+    /// Judges the budget in the middle of a slice, on the worker that runs it.
     ///
     /// # Errors
     /// [`CpuExhausted`] when the slices so far and this one are over the budget.
     pub fn check(&self) -> Result<(), CpuExhausted> {
-        if self.exceeds_at(thread_cpu_nanoseconds()) { Err(CpuExhausted) } else { Ok(()) }
+        let mut charging = self.charging.lock();
+        if let Some(slice) = charging.slice {
+            charging.charge(slice.cpu_time());
+        }
+        charging.check()
     }
 
     /// Judges the budget while the VM is off its worker.
@@ -119,49 +132,55 @@ impl CpuMeter {
     /// # Errors
     /// [`CpuExhausted`] when the slices so far are over the budget.
     pub fn check_between_slices(&self) -> Result<(), CpuExhausted> {
-        if self.budget.load().is_exceeded() { Err(CpuExhausted) } else { Ok(()) }
+        self.charging.lock().check()
     }
 
     /// Whether the budget could be used up after `elapsed` time in this slice, of which not all need be
     /// CPU time. With a shared budget it always could: other VMs use it at the same time.
     pub fn would_exceed(&self, elapsed: Duration) -> bool {
-        let budget = self.budget.load();
+        let budget = &self.charging.lock().budget;
         budget.is_shared.load(Ordering::Relaxed) || budget.is_exceeded_after(elapsed)
     }
 
     /// Whether the budget is used up when the worker's CPU clock shows `now_nanoseconds`. Charges the slice
     /// up to there, so that the other VMs of a shared budget know.
     pub fn exceeds_at(&self, now_nanoseconds: u64) -> bool {
-        self.charge_until(now_nanoseconds);
-        self.budget.load().is_exceeded()
+        let mut charging = self.charging.lock();
+        if let Some(slice) = charging.slice {
+            charging.charge(slice.cpu_time_at(now_nanoseconds));
+        }
+        charging.budget.is_exceeded()
     }
 
-    fn begin_slice(&self) {
-        self.charged_until_nanoseconds.store(thread_cpu_nanoseconds(), Ordering::Relaxed);
+    fn begin_slice(&self, slice: Stopwatch) {
+        let mut charging = self.charging.lock();
+        charging.slice = Some(slice);
+        charging.charged = Duration::ZERO;
     }
 
     fn end_slice(&self) {
-        self.charge_until(thread_cpu_nanoseconds());
+        let mut charging = self.charging.lock();
+        if let Some(slice) = charging.slice.take() {
+            charging.charge(slice.cpu_time());
+        }
+    }
+}
+
+impl Charging {
+    /// Charges what the slice has taken so far: each nanosecond once, in whatever order the readings come.
+    fn charge(&mut self, taken: Duration) {
+        let more = taken.saturating_sub(self.charged);
+        self.charged += more;
+        self.budget.used_nanoseconds.fetch_add(nanoseconds(more), Ordering::Relaxed);
     }
 
-    /// Each nanosecond is charged once, whoever charges it, and in whatever order they come.
-    fn charge_until(&self, now_nanoseconds: u64) {
-        let until = self.charged_until_nanoseconds.fetch_max(now_nanoseconds, Ordering::Relaxed);
-        let charged = &self.budget.load().used_nanoseconds;
-        charged.fetch_add(now_nanoseconds.saturating_sub(until), Ordering::Relaxed);
+    fn check(&self) -> Result<(), CpuExhausted> {
+        if self.budget.is_exceeded() { Err(CpuExhausted) } else { Ok(()) }
     }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// CPU time of the calling thread, in nanoseconds.
-pub fn thread_cpu_nanoseconds() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 pin_project! {
@@ -186,9 +205,10 @@ impl<F: Future> Future for Metered<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        this.meter.begin_slice();
+        let slice = Stopwatch::start();
+        this.meter.begin_slice(slice);
         let result = match this.target {
-            Some(target) => target.watch(|| this.call.poll(context)),
+            Some(target) => target.watch(slice.began(), || this.call.poll(context)),
             None => this.call.poll(context),
         };
         this.meter.end_slice();
@@ -207,25 +227,18 @@ mod tests {
         (budget, meters)
     }
 
-    fn spin_a_little() {
-        let start = thread_cpu_nanoseconds();
-        while thread_cpu_nanoseconds() == start {}
-    }
-
     #[test]
     fn a_meter_over_its_budget_says_so_within_the_slice() {
         let meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
-        meter.begin_slice();
-        spin_a_little();
+        meter.begin_slice(Stopwatch::start());
         assert_eq!(meter.check(), Err(CpuExhausted));
     }
 
     #[test]
     fn a_slice_is_charged_once_it_ends() {
         let (budget, [meter, _]) = shared(Duration::from_secs(60));
-        meter.begin_slice();
+        meter.begin_slice(Stopwatch::start());
         assert_eq!(budget.used(), Duration::ZERO);
-        spin_a_little();
         meter.end_slice();
         assert!(budget.used() > Duration::ZERO);
         assert_eq!(meter.check_between_slices(), Ok(()));
@@ -234,29 +247,36 @@ mod tests {
     #[test]
     fn no_time_is_charged_twice() {
         let (budget, [meter, _]) = shared(Duration::from_nanos(100));
-        for (now, used, exceeded) in
+        for (taken, used, exceeded) in
             [(40, 40, false), (30, 40, false), (100, 100, false), (101, 101, true), (101, 101, true)]
         {
-            assert_eq!(meter.exceeds_at(now), exceeded, "{now}");
-            assert_eq!(budget.used(), Duration::from_nanos(used), "{now}");
+            assert_eq!(charge(&meter, taken), exceeded, "{taken}");
+            assert_eq!(budget.used(), Duration::from_nanos(used), "{taken}");
         }
     }
 
     #[test]
     fn a_renewed_budget_counts_from_what_was_used() {
         let (budget, [one, other]) = shared(Duration::from_nanos(100));
-        assert!(one.exceeds_at(150));
+        assert!(charge(&one, 150));
         budget.renew(Duration::from_nanos(10));
-        assert!(!one.exceeds_at(155) && !other.exceeds_at(5) && other.exceeds_at(6));
+        assert!(!charge(&one, 155) && !charge(&other, 5) && charge(&other, 6));
         assert_eq!(budget.last_given(), Duration::from_nanos(10));
     }
 
     #[test]
     fn all_meters_of_a_budget_are_over_it_together() {
         let (_, [one, other]) = shared(Duration::from_nanos(100));
-        assert!(!one.exceeds_at(60) && !other.exceeds_at(40));
+        assert!(!charge(&one, 60) && !charge(&other, 40));
         assert_eq!((one.check_between_slices(), other.check_between_slices()), (Ok(()), Ok(())));
-        assert!(other.exceeds_at(41));
+        assert!(charge(&other, 41));
         assert_eq!(one.check_between_slices(), Err(CpuExhausted));
+    }
+
+    /// Charges a slice that has taken so many nanoseconds so far. Says whether the budget is used up.
+    fn charge(meter: &CpuMeter, taken: u64) -> bool {
+        let mut charging = meter.charging.lock();
+        charging.charge(Duration::from_nanos(taken));
+        charging.budget.is_exceeded()
     }
 }

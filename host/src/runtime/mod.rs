@@ -22,6 +22,7 @@
 //! | [`fair_queue`] | whose VM they run next |
 //! | [`direct`] | when an I/O thread runs one instead |
 //! | [`turn`] | one turn of a VM |
+//! | [`stopwatch`] | the CPU time that it takes |
 
 mod capacity;
 mod clocks;
@@ -44,6 +45,7 @@ mod resident;
 mod safepoint;
 mod scheduler;
 mod state;
+mod stopwatch;
 mod tenant_image;
 #[cfg(test)]
 mod tests;

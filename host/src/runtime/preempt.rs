@@ -173,11 +173,11 @@ impl Target {
         Self { base: base.expose_provenance(), interrupt, meter, witness: Witness::current() }
     }
 
-    /// Runs a slice of the guest on the calling thread, watched if it is a worker.
-    pub fn watch<T>(&self, slice: impl FnOnce() -> T) -> T {
+    /// Runs a slice of the guest, which begins now, on the calling thread; watched if it is a worker.
+    pub fn watch<T>(&self, since: Instant, slice: impl FnOnce() -> T) -> T {
         let slot = SLOT.with_borrow(Clone::clone);
         let Some(slot) = slot else { return slice() };
-        let running = Running { target: self.clone(), since: Instant::now(), killed: false, relieved: false };
+        let running = Running { target: self.clone(), since, killed: false, relieved: false };
         *slot.running.lock() = Some(running);
         // Leaves the slot on every way out, a panic of a host function included.
         let leave = Leave(&slot);
@@ -273,9 +273,9 @@ mod tests {
     #[test]
     fn a_threads_clock_read_from_another_is_its_own() {
         let clock = ThreadClock::of_this_thread();
-        let before = super::super::meter::thread_cpu_nanoseconds();
+        let before = super::super::stopwatch::thread_cpu_nanoseconds();
         let read = thread::scope(|scope| scope.spawn(|| clock.now()).join().expect("ends")).expect("lives");
-        let after = super::super::meter::thread_cpu_nanoseconds();
+        let after = super::super::stopwatch::thread_cpu_nanoseconds();
         assert!((before..=after).contains(&read), "{before} {read} {after}");
     }
 }

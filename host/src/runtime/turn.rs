@@ -13,6 +13,7 @@ use async_task::Runnable;
 use super::{
     fair_queue::{FairQueue, Turn},
     preempt::TICK,
+    stopwatch::Stopwatch,
 };
 
 /// Who waits for a turn.
@@ -25,30 +26,26 @@ pub struct Guest {
 thread_local! {
     /// When the turn on this thread is over. None outside of one.
     static ENDS_AT: Cell<Option<Instant>> = const { Cell::new(None) };
-
-    /// Whether the guest that runs on this thread was interrupted.
-    static WAS_INTERRUPTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Runs a guest for its turn, which should be no longer than `most`.
 pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
-    let begin = Instant::now();
-    ENDS_AT.set(Some(begin + most));
+    let stopwatch = Stopwatch::start();
+    ENDS_AT.set(Some(stopwatch.began() + most));
     // A panic in a host function ends that one guest: its task is closed, and its owner sees it as an internal
     // failure. The thread goes on.
     if catch_unwind(AssertUnwindSafe(|| guest.runnable.run())).is_err() {
         tracing::error!("a panic was caught; the request that ran has failed");
     }
     ENDS_AT.set(None);
-    let time = begin.elapsed();
-    // A guest that calls a builtin for long cannot be interrupted.
-    let is_long = WAS_INTERRUPTED.take() || time >= 2 * TICK;
-    queue.end(turn, time, is_long);
+    // Not by the time that has passed: beside others that compute, the kernel lets this thread wait for longer than
+    // most turns last.
+    let time = stopwatch.cpu_time();
+    queue.end(turn, time, time >= TICK);
 }
 
-/// Ends the turn of a guest that the watcher has interrupted, because it has computed for so long.
+/// Ends the turn of a guest that the watcher has interrupted.
 pub async fn interrupt() {
-    WAS_INTERRUPTED.set(true);
     end_here().await;
 }
 

@@ -9,7 +9,7 @@
 //! dropping it all. Whoever touches a VM's memory from elsewhere says so, see [`Witness::doubt`].
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt,
     pin::Pin,
     sync::{
@@ -37,12 +37,15 @@ pub struct Witness {
 #[derive(Clone)]
 struct Current {
     witness: Arc<Witness>,
-    /// The thread's faults when it began.
+    /// The thread's faults when it began, or before.
     n_faults: u64,
 }
 
 thread_local! {
     static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+
+    /// The thread's faults when they were last counted, which is a system call. Nearly always there was none since.
+    static COUNTED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 impl fmt::Debug for Witness {
@@ -79,7 +82,7 @@ impl Witness {
         let n_before = CURRENT.with_borrow(|current| {
             current.as_ref().filter(|current| Arc::ptr_eq(&current.witness, self)).map(|current| current.n_faults)
         });
-        n_before.is_some_and(|n_before| !self.in_doubt.load(Ordering::Acquire) && n_before == n_faults())
+        n_before.is_some_and(|n_before| n_before == n_faults() && !self.in_doubt.load(Ordering::Acquire))
     }
 }
 
@@ -104,7 +107,8 @@ impl<F: Future> Future for Witnessed<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let n_before = n_faults();
+        // Faults between two polls are taken for this one's: that is to the safe side.
+        let n_before = COUNTED.get().unwrap_or_else(n_faults);
         let current = Current { witness: Arc::clone(this.witness), n_faults: n_before };
         // Put back on every way out, a panic included.
         let _outer = Outer(CURRENT.replace(Some(current)));
@@ -124,7 +128,7 @@ impl Drop for Outer {
     }
 }
 
-/// Page faults of this thread so far.
+/// Page faults of this thread so far, counted now.
 fn n_faults() -> u64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the kernel fills in all of it; where it fails, the zeros are as good a value of the type.
@@ -133,7 +137,9 @@ fn n_faults() -> u64 {
         libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
         usage.assume_init()
     };
-    (usage.ru_minflt + usage.ru_majflt).cast_unsigned()
+    let n_faults = (usage.ru_minflt + usage.ru_majflt).cast_unsigned();
+    COUNTED.set(Some(n_faults));
+    n_faults
 }
 
 /// Whether the system counts a page fault when there is one. Where it does not, nobody is to be believed.
