@@ -14,7 +14,7 @@
 //! one task that nobody can take over is what the guest itself has woken last, which is its own tenant's.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -40,6 +40,28 @@ pub struct Direct {
 thread_local! {
     /// Whether the thread is a script worker, which has its own line.
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+
+    /// Who runs guests here, see [`here`].
+    static HERE: RefCell<Here> = const { RefCell::new(Here::Nobody) };
+}
+
+/// Whether the thread is to begin a turn on the spot.
+enum Here {
+    Nobody,
+    /// It will, if there is a guest.
+    Asked,
+    /// There is one.
+    Taken(Arc<Direct>),
+}
+
+/// Does `work`, which begins a guest. If it may run on this thread it has a turn before this returns.
+pub fn here<T>(work: impl FnOnce() -> T) -> T {
+    let outer = HERE.replace(Here::Asked);
+    let done = work();
+    if let Here::Taken(direct) = HERE.replace(outer) {
+        direct.run_next();
+    }
+    done
 }
 
 /// Says that the calling thread is a script worker.
@@ -69,6 +91,9 @@ impl Direct {
         }
         self.queue.push_quietly(share, guest);
         let direct = Arc::clone(self);
+        if HERE.with_borrow(|here| matches!(here, Here::Asked)) {
+            return HERE.set(Here::Taken(direct));
+        }
         // A task that is begun by one on the same thread is that thread's next, and needs no wake-up.
         self.io.spawn(async move { direct.run_next() });
     }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use neoc_abi::log::{Level, Record};
 use wasmtime::Trap;
 
 use super::{meter::CpuExhausted, requests::StalledForTooLong};
-use crate::policy::shown_time;
+use crate::{policy::shown_time, script_log::ScriptLog};
 
 /// What ended a VM before its script came to an end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +49,11 @@ impl Failure {
         } else {
             Self::Internal(format!("{error:#}"))
         }
+    }
+
+    /// Tells the tenant that it has ended the tasks that went on after an answer.
+    pub fn report_detached(&self, log: &ScriptLog) {
+        log.report(Record { level: Level::Error, text: format!("detached tasks were ended: {self}") });
     }
 
     /// The policy key of the limit that ended it, and its value, if one did.

@@ -62,10 +62,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use neoc_abi::{
-    event::{ALONE, Event, Finish, Start},
-    log::{Level, Record},
-};
+use neoc_abi::event::{ALONE, Event, Finish, Start};
 use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::Linker;
 
@@ -261,11 +258,16 @@ impl Runtime {
         let finished = async {
             tokio::select! {
                 biased;
+                // First, because it may run here and now: then there is nothing to wait for.
+                result = &mut work => match (ended.try_recv(), result.and_then(|result| result)) {
+                    (Ok(ended), result) => {
+                        result.unwrap_or_else(|failure| failure.report_detached(&log));
+                        Ok((ended, true))
+                    }
+                    (Err(_), Ok(())) => Err(Failure::Internal("the guest parked without an operation".into())),
+                    (Err(_), Err(failure)) => Err(failure),
+                },
                 Ok(ended) = &mut ended => Ok((ended, false)),
-                result = &mut work => result.and_then(|result| result).and_then(|()| match ended.try_recv() {
-                    Ok(ended) => Ok((ended, true)),
-                    Err(_) => Err(Failure::Internal("the guest parked without an operation".into())),
-                }),
             }
         };
         let finished = tokio::time::timeout_at(deadline, finished).await.map_err(|_| Failure::Wall(wall))?;
@@ -391,7 +393,7 @@ async fn outlive(work: impl Future<Output = Result<Result<(), Failure>, Failure>
         Ok(Ok(Err(failure)) | Err(failure)) => failure,
         Err(_) => Failure::Wall(wall),
     };
-    log.report(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
+    failure.report_detached(&log);
 }
 
 /// Where the interrupt of a VM is.

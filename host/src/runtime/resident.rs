@@ -15,7 +15,6 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use neoc_abi::log::{Level, Record};
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -168,7 +167,7 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
                 Err(_) => Some(Failure::Wall(grant.wall)),
             };
             if let Some(failure) = failure {
-                log.report(Record { level: Level::Error, text: format!("detached tasks were ended: {failure}") });
+                failure.report_detached(&log);
             }
             drop(presence);
             drop(seen);

@@ -74,7 +74,7 @@ impl Scheduler {
             }
         };
         let (runnable, task) = async_task::spawn(future, schedule);
-        runnable.schedule();
+        direct::here(|| runnable.schedule());
         task
     }
 }

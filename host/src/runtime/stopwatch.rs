@@ -5,8 +5,8 @@
 //! stretch has taken the time that has passed. Of a longer one the CPU clock tells: it has taken no more than the
 //! thread has used since the clock was last read, at most [`FRESH`] before the stretch began.
 //!
-//! That is never too little, but for what the two clocks differ, and too much only for a stretch in which the thread was off its processor: by no more
-//! than that time, and than what the thread has used in [`FRESH`].
+//! That is never too little, but for what the two clocks differ, and too much only for a stretch in which the thread was
+//! off its processor: by no more than that time, and than what the thread has used in [`FRESH`].
 
 use std::{
     cell::Cell,

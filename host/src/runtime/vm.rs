@@ -195,6 +195,7 @@ impl Vm {
         }
         self.n_lives += 1;
         // First all that its request had under way, and what that had used up.
+        self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
         let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
         nothing.memory = Some(memory);
         *self.store.data_mut() = nothing;
