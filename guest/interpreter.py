@@ -6,7 +6,9 @@ instruction wrote the program counter to two places there and read it again. Aft
 
 - `luau_execute_fast`, a loop that runs what needs no call, and keeps nothing but the state's address across
   the few calls in it. What it cannot finish it begins again with
-- `luau_execute_one`, the interpreter as it was, which runs one instruction and says where the next one is.
+- `luau_execute_call`, which runs one instruction and says where the next one is, if it is one of the few that do no
+  more than to call a function in C or to make a table, and hands all others to
+- `luau_execute_one`, the interpreter as it was, which runs one instruction. To enter it costs more than those few.
 
 So each case of the fast loop must leave everything as it was, or such that doing it again changes nothing,
 up to the point where it gives up. `rewrite` stops the build where Luau's text is not what it was written for.
@@ -27,15 +29,17 @@ READ = "6ba935b06b5044738befe9b5f62a5c1822d81525b45636f8863f7fc55c9c0022"
 
 # What does its usual work without a call.
 FAST = """
-LOADNIL LOADB LOADN LOADK LOADKX MOVE GETGLOBAL SETGLOBAL GETUPVAL SETUPVAL GETIMPORT GETTABLEKS SETTABLEKS GETTABLE
-SETTABLE GETTABLEN SETTABLEN NAMECALL CALL RETURN JUMP JUMPX JUMPBACK JUMPIF JUMPIFNOT JUMPIFEQ JUMPIFNOTEQ JUMPIFLE
-JUMPIFNOTLE JUMPIFLT JUMPIFNOTLT JUMPXEQKNIL JUMPXEQKB JUMPXEQKN JUMPXEQKS CMPPROTO NOT AND OR ANDK ORK FORNPREP
-FORNLOOP FORGLOOP FORGPREP_INEXT FORGPREP_NEXT
+NOP LOADNIL LOADB LOADN LOADK LOADKX MOVE GETGLOBAL SETGLOBAL GETUPVAL SETUPVAL GETIMPORT GETTABLEKS SETTABLEKS
+GETTABLE SETTABLE GETTABLEN SETTABLEN NAMECALL CALL RETURN JUMP JUMPX JUMPBACK JUMPIF JUMPIFNOT JUMPIFEQ JUMPIFNOTEQ
+JUMPIFLE JUMPIFNOTLE JUMPIFLT JUMPIFNOTLT JUMPXEQKNIL JUMPXEQKB JUMPXEQKN JUMPXEQKS CMPPROTO NOT AND OR ANDK ORK
+SETLIST FORNPREP FORNLOOP FORGLOOP FORGPREP_INEXT FORGPREP_NEXT
 """.split()
 # Arithmetic; vectors and userdata go the other way.
 ARITHMETIC = "ADD SUB MUL DIV IDIV MOD ADDK SUBK MULK DIVK IDIVK MODK SUBRK DIVRK MINUS".split()
 # Calls of builtins.
 BUILTIN = "FASTCALL1 FASTCALL2 FASTCALL2K".split()
+# What needs a call of its own and nothing else.
+CALL = "CALL NEWTABLE DUPTABLE".split()
 
 BEFORE = r"""
 #define SingleStep false
@@ -65,6 +69,7 @@ BETWEEN = r"""
 #define VM_CHECK_GC(x) { if (luaC_needsGC(L)) goto slow; }
 #pragma push_macro("luaC_barrier")
 #pragma push_macro("luaC_barriert")
+#pragma push_macro("luaC_barrierfast")
 #pragma push_macro("incr_ci")
 #pragma push_macro("luaD_checkstackfornewci")
 #pragma push_macro("ttisobject")
@@ -72,6 +77,8 @@ BETWEEN = r"""
 #define luaC_barrier(L, p, v) { if (iscollectable(v) && isblack(obj2gco(p)) && iswhite(gcvalue(v))) goto slow; }
 #undef luaC_barriert
 #define luaC_barriert(L, t, v) luaC_barrier(L, t, v)
+#undef luaC_barrierfast
+#define luaC_barrierfast(L, t) { if (isblack(obj2gco(t))) goto slow; }
 #undef incr_ci
 #define incr_ci(L) (++(L)->ci)
 #undef luaD_checkstackfornewci
@@ -107,7 +114,7 @@ AFTER = """
             goto slow;
         }
     slow:
-        pc = luau_execute_one(L, start);
+        pc = luau_execute_call(L, start);
         if (!pc)
             return;
         base = L->base;
@@ -126,6 +133,7 @@ exit:;
 #undef luaV_strcmp
 #pragma pop_macro("luaC_barrier")
 #pragma pop_macro("luaC_barriert")
+#pragma pop_macro("luaC_barrierfast")
 #pragma pop_macro("incr_ci")
 #pragma pop_macro("luaD_checkstackfornewci")
 #pragma pop_macro("ttisobject")
@@ -150,9 +158,9 @@ def rewrite(text):
         for name, body in bodies.items()
         if name in FAST + ARITHMETIC + BUILTIN
     )
-    split = "#ifdef __wasm__\n" + BEFORE + one(loop) + BETWEEN + cases + AFTER + "#endif\n\n"
-    call = f"#ifdef __wasm__\n        luau_execute_fast(L);\n#else\n{FAST_CALL}#endif\n"
-    return text[:end] + split + replace(text[end:], FAST_CALL, call)
+    split = "#ifdef __wasm__\n" + BEFORE + one(loop) + call(bodies) + BETWEEN + cases + AFTER + "#endif\n\n"
+    enter = f"#ifdef __wasm__\n        luau_execute_fast(L);\n#else\n{FAST_CALL}#endif\n"
+    return text[:end] + split + replace(text[end:], FAST_CALL, enter)
 
 
 def one(loop):
@@ -166,11 +174,34 @@ def one(loop):
     return replace(loop, "exit:;\n}", "exit:\n    return nullptr;\n}")
 
 
+def call(bodies):
+    """The few instructions that need little, as they were."""
+    cases = "".join(f"    case LOP_{name}:\n            {{\n{bodies[name]}            }}\n" for name in CALL)
+    return f"""
+static LUAU_NOINLINE const Instruction* luau_execute_call(lua_State* L, const Instruction* pc)
+{{
+    Closure* cl = clvalue(L->ci->func);
+    StkId base = L->base;
+    TValue* k = L->ci->p->k;
+    switch (LUAU_INSN_OP(*pc))
+    {{
+{cases}
+    default:
+        return luau_execute_one(L, pc);
+    }}
+exit:
+    return nullptr;
+}}
+"""
+
+
 def change(name, body):
     """A case for the fast loop."""
     # Nobody may see the stack's top moved by an instruction that begins again: not the handler of an interrupt that the
     # host has set meanwhile, and not the collector.
     body = body.replace(PUSH, "goto slow;\n")
+    if name == "SETLIST":
+        body = replace(body, "                    c = int(L->top - rb);\n", "                    goto slow;\n")
     if "L->top =" in body.partition("goto slow;\n")[0] and name not in ["CALL", "RETURN", *BUILTIN]:
         sys.exit(f"lvmexecute.cpp: {name} moves the stack's top")
     body = body.replace("case LUA_TUSERDATA:", "case LUA_TUSERDATA: goto slow;")

@@ -243,6 +243,58 @@ void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)
 {
 """,
     ),
+    # See `join`.
+    (
+        "src/lib.rs",
+        '            .add_files_by_ext_sorted(&vm_source_dir, "cpp")\n',
+        '            .add_files_by_ext_sorted(&luau_source_dir.join("VM").join("units"), "cpp")\n',
+    ),
+    # A call costs more in WebAssembly than what these small functions do.
+    ("luau/VM/src/lstrlib.cpp", "static int singlematch(", "static LUAU_FORCEINLINE int singlematch("),
+    (
+        "luau/VM/src/lgc.cpp",
+        "#define markvalue(g, o) \\\n    { \\\n        checkconsistency(o); \\\n"
+        "        if (iscollectable(o) && iswhite(gcvalue(o))) \\\n            reallymarkobject(g, gcvalue(o)); \\\n",
+        """static void reallymarkobject(global_State* g, GCObject* o);
+
+static LUAU_FORCEINLINE void markwhite(global_State* g, GCObject* o)
+{
+    if (o->gch.tt == LUA_TTABLE)
+    {
+        white2gray(o);
+        gco2h(o)->gclist = g->gray;
+        g->gray = o;
+    }
+    else if (o->gch.tt == LUA_TSTRING)
+        stringmark(gco2ts(o));
+    else
+        reallymarkobject(g, o);
+}
+
+#define markvalue(g, o) \\
+    { \\
+        checkconsistency(o); \\
+        if (iscollectable(o) && iswhite(gcvalue(o))) \\
+            markwhite(g, gcvalue(o)); \\
+""",
+    ),
+    # A whole number that a double has exactly. WASI's strtod computes with 128 bits, in software.
+    (
+        "luau/VM/src/lobject.cpp",
+        "    char* endptr;\n    *result = luai_str2num(s, &endptr);\n",
+        """    const char* digit = s;
+    double whole = 0;
+    while (*digit >= '0' && *digit <= '9' && digit - s < 15)
+        whole = whole * 10 + (*digit++ - '0');
+    if (*digit == '\\0' && digit != s)
+    {
+        *result = whole;
+        return 1;
+    }
+    char* endptr;
+    *result = luai_str2num(s, &endptr);
+""",
+    ),
 ]
 
 MLUA_SYS = [
@@ -279,6 +331,18 @@ def main(metadata, folder):
         shutil.copytree(os.path.dirname(manifest), target)
         apply(changes, target)
     split_interpreter(os.path.join(folder, "luau0-src/luau/VM/src/lvmexecute.cpp"))
+    join(os.path.join(folder, "luau0-src/luau/VM"))
+
+
+def join(folder):
+    """Has the VM compiled as one, so that small functions of one file are a part of those of others that call them."""
+    os.mkdir(os.path.join(folder, "units"))
+    names = sorted(name for name in os.listdir(os.path.join(folder, "src")) if name.endswith(".cpp"))
+    # Names a function of its own as lstrlib.cpp does.
+    alone = "lveclib.cpp"
+    for unit, parts in {"vm.cpp": [name for name in names if name != alone], alone: [alone]}.items():
+        with open(os.path.join(folder, "units", unit), "w", encoding="utf-8") as file:
+            file.writelines(f'#include "../src/{part}"\n' for part in parts)
 
 
 def split_interpreter(path):
