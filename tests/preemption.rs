@@ -1,6 +1,6 @@
 //! Kills: whatever a script does, at whatever moment, it ends and the host goes on.
 //!
-//! `KILLS=100000 cargo test --release kills_at_random -- --nocapture` runs the long form, and prints how
+//! `KILLS=100000 cargo test kills_at_random -- --nocapture` runs the long form, and prints how
 //! late the kills came.
 
 use std::time::{Duration, Instant};

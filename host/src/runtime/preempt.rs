@@ -20,8 +20,9 @@
 //! 3. Before the worker gives the guest up it makes a closed page readable again, still under the lock.
 //!    So the page is closed only while the guest that is to die runs.
 //! 4. The interrupt pointer is an aligned 32-bit word of the guest's own data, written atomically. The
-//!    guest may write it at the same time; whichever stays, it is one of two functions of the guest. A
-//!    guest whose VM was taken over may keep it from having an effect: then the kill has its turn.
+//!    guest may write it at the same time. Luau itself writes one of two functions there; a guest whose VM
+//!    was taken over may write anything, which only its own code will call. So it may keep the interrupt
+//!    from having an effect: then the kill has its turn.
 
 use std::{
     cell::RefCell,
