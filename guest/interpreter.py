@@ -1,4 +1,4 @@
-"""Splits Luau's interpreter in two, so that its state stays in registers.
+"""Splits Luau's interpreter, so that its state stays in registers.
 
 Cranelift gives each variable of a function one place for long stretches of it, and knows nothing of which parts
 run often. Luau's interpreter is one loop with many calls in it, and what must survive a call lay on the stack: each

@@ -1,4 +1,4 @@
-//! Luau's interpreter in the guest, which `guest/interpreter.py` splits in two, does as Luau's own does.
+//! Luau's interpreter in the guest, which `guest/interpreter.py` splits, does as Luau's own does.
 //!
 //! | in tests/interpreter | holds |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What Luau's interpreter does, by the scripts of tests/interpreter. For the guest, interpreter.py splits it in two;
+//! What Luau's interpreter does, by the scripts of tests/interpreter. For the guest, interpreter.py splits it;
 //! here it is as Luau has it. So what is asserted here is what the tests of the whole program assert of the guest.
 //!
 //! `NEOC_UPDATE=1 cargo test native_luau` writes what is expected anew. `FAMILY=calls cargo test native_luau_with` fails

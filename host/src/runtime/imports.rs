@@ -119,7 +119,7 @@ fn log(mut caller: Caller<'_, State>, number: u32, pointer: u32, length: u32) ->
 /// Called by Luau's interrupt: ends a guest that is over its budget, else lets others run.
 async fn pause(caller: Caller<'_, State>) -> Result<()> {
     caller.data().meter.check()?;
-    turn::interrupt().await;
+    turn::end_here().await;
     Ok(())
 }
 

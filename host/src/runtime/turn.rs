@@ -44,11 +44,6 @@ pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
     queue.end(turn, time, time >= TICK);
 }
 
-/// Ends the turn of a guest that the watcher has interrupted.
-pub async fn interrupt() {
-    end_here().await;
-}
-
 /// Ends the turn if it has lasted long enough: the guest is in its line again. To be awaited between two calls
 /// into a guest; within a call the watcher sees to it.
 pub async fn breathe() {
@@ -57,7 +52,8 @@ pub async fn breathe() {
     }
 }
 
-async fn end_here() {
+/// Ends the turn, as of a guest that the watcher has interrupted: it is in its line again.
+pub async fn end_here() {
     let mut has_ended = false;
     poll_fn(|context| {
         if std::mem::replace(&mut has_ended, true) {
