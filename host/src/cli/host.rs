@@ -1,6 +1,6 @@
 //! `neoc host`: serve the tenants of a policy.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,9 +11,9 @@ use crate::{
     server::{Bound, Service},
 };
 
-/// Threads that do I/O: the broker, timers and sockets. Scripts have threads of their own, but may have a turn on all
-/// of these but one.
-const IO_THREADS: usize = 2;
+/// For so many processors there is one thread that does I/O, the broker, timers and sockets, and runs scripts while
+/// their turns are short. Here, with two, a second such thread serves no more requests, and each costs a third more.
+const PROCESSORS_PER_IO_THREAD: usize = 4;
 
 /// Threads for file and store operations.
 const BLOCKING_THREADS: usize = 32;
@@ -26,11 +26,17 @@ pub struct Arguments {
     policy: PathBuf,
 }
 
+/// One more than work: the last is the runtime's reserve.
+fn n_io_threads() -> usize {
+    let n_processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    1 + (n_processors / PROCESSORS_PER_IO_THREAD).max(1)
+}
+
 /// Serves until a signal comes. Exit code 0 when all running requests finished.
 pub fn main(arguments: &Arguments) -> super::Result {
     let _guard = logging::start(logging::Format::Json);
     let io = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(IO_THREADS)
+        .worker_threads(n_io_threads())
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("neoc-io")
         .enable_all()

@@ -1,40 +1,55 @@
 //! Guests that have their turn on an I/O thread.
 //!
 //! To hand a request to a script worker and its answer back costs two wake-ups of threads, as much as a small request
-//! itself. So the thread on which a request was read, or an operation ended, begins the next turn itself, if that keeps
-//! nobody waiting:
+//! itself. So the thread on which a request was read, or an operation ended, begins the next turns itself, if that
+//! keeps nobody waiting:
 //!
 //! - It takes whoever is next in the fair queue, as a worker does, and the turn counts as any other.
-//! - One I/O thread at least is left that runs no guest, for all I/O there is.
 //! - It takes only a guest of a tenant whose turns were short of late. One whose turn is not short after all is
 //!   interrupted after a tick, by the watcher, and its tenant's next turns are the workers'.
+//! - After a tick in all it sees to I/O first, and calls a worker for those who still wait.
+//! - One I/O thread at least runs no guest. It is in [`super::reserve`] until a guest has kept another for a tick. So
+//!   events wait for a guest for two ticks at most, however it behaves. The one task that nobody can take over is what
+//!   the guest itself has woken last, which is its own tenant's.
 //!
-//! Tokio lets one of its threads wait for events, and that may be the one that now runs a guest. So the watcher also
-//! wakes another, which then takes that over: events wait for a guest for two ticks at most, however it behaves. The
-//! one task that nobody can take over is what the guest itself has woken last, which is its own tenant's.
+//! Guests are begun together, once the thread has read all the requests that have come, and before it writes the first
+//! answer: reading, running and writing are each more code than the processor's first caches hold. Where requests come
+//! one at a time there is nothing to put together, and the next few are begun on the spot.
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
+    task::Poll,
+    time::Instant,
 };
 
 use super::{
     fair_queue::{FairQueue, Share},
     preempt::{TICK, Watcher},
+    reserve::Reserve,
     turn::{self, Guest},
 };
+
+/// So many guests are begun on the spot after one had no company.
+const N_ON_THE_SPOT: u32 = 8;
 
 /// Who may have a turn on an I/O thread.
 pub struct Direct {
     io: tokio::runtime::Handle,
+    reserve: Arc<Reserve>,
     watcher: Arc<Watcher>,
-    /// Most guests on I/O threads at once.
-    most: usize,
-    n_running: AtomicUsize,
     queue: Arc<FairQueue<Guest>>,
+    /// Most rounds at once.
+    most: usize,
+    /// Rounds that run or are about to. Whoever leaves a guest in the queue relies on them to look for it: each looks
+    /// once more after it has counted itself out.
+    n_rounds: AtomicUsize,
+    /// How many guests may still begin on the spot.
+    n_on_the_spot: AtomicU32,
 }
 
 thread_local! {
@@ -50,16 +65,16 @@ enum Here {
     Nobody,
     /// It will, if there is a guest.
     Asked,
-    /// There is one.
+    /// There is one, and it is counted as a round.
     Taken(Arc<Direct>),
 }
 
-/// Does `work`, which begins a guest. If it may run on this thread it has a turn before this returns.
+/// Does `work`, which begins a guest. If it may run on this thread, and alone, it has a turn before this returns.
 pub fn here<T>(work: impl FnOnce() -> T) -> T {
     let outer = HERE.replace(Here::Asked);
     let done = work();
     if let Here::Taken(direct) = HERE.replace(outer) {
-        direct.run_next();
+        direct.round();
     }
     done
 }
@@ -72,17 +87,27 @@ pub fn this_is_a_worker() {
 // === impl Direct ===
 
 impl Direct {
-    /// Lets the guests of `queue` run on the threads of `io`.
-    pub fn new(io: &tokio::runtime::Handle, watcher: &Arc<Watcher>, queue: &Arc<FairQueue<Guest>>) -> Arc<Self> {
-        let most = io.metrics().num_workers().saturating_sub(1);
-        let (io, watcher, queue) = (io.clone(), Arc::clone(watcher), Arc::clone(queue));
-        Arc::new(Self { io, watcher, most, n_running: AtomicUsize::new(0), queue })
+    /// Lets the guests of `queue` run on the threads of `io`. None if there are too few of these.
+    pub fn new(
+        io: &tokio::runtime::Handle,
+        watcher: &Arc<Watcher>,
+        queue: &Arc<FairQueue<Guest>>,
+    ) -> Option<Arc<Self>> {
+        let most = io.metrics().num_workers().checked_sub(1).filter(|most| *most > 0)?;
+        Some(Arc::new(Self {
+            io: io.clone(),
+            reserve: Arc::new(Reserve::keep(io)),
+            watcher: Arc::clone(watcher),
+            queue: Arc::clone(queue),
+            most,
+            n_rounds: AtomicUsize::new(0),
+            n_on_the_spot: AtomicU32::new(0),
+        }))
     }
 
-    /// Puts a guest in its line, and lets this thread begin the next turn if it may, else a worker.
+    /// Puts a guest in its line, and lets this thread begin the next turns if it may, else a worker.
     pub fn push(self: &Arc<Self>, share: &Share, guest: Guest) {
-        let may_run = self.n_running.load(Ordering::Relaxed) < self.most
-            && guest.may_be_direct
+        let may_run = guest.may_be_direct
             && !IS_WORKER.get()
             && share.is_quick()
             && tokio::runtime::Handle::try_current().is_ok();
@@ -90,23 +115,79 @@ impl Direct {
             return self.queue.push(share, guest);
         }
         self.queue.push_quietly(share, guest);
-        let direct = Arc::clone(self);
-        if HERE.with_borrow(|here| matches!(here, Here::Asked)) {
-            return HERE.set(Here::Taken(direct));
+        if !self.begin_round() {
+            return;
         }
-        // A task that is begun by one on the same thread is that thread's next, and needs no wake-up.
-        self.io.spawn(async move { direct.run_next() });
+        let on_the_spot = HERE.with_borrow(|here| matches!(here, Here::Asked)) && self.is_to_begin_on_the_spot();
+        if on_the_spot {
+            HERE.set(Here::Taken(Arc::clone(self)));
+        } else {
+            self.spawn_round();
+        }
     }
 
-    fn run_next(&self) {
-        let take = |n| (n < self.most).then_some(n + 1);
-        if self.n_running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-            return self.queue.call();
-        }
-        if let Some((turn, guest)) = self.queue.begin_if_quick(|guest| guest.may_be_direct) {
-            self.watcher.enlist_for_io(&self.io);
-            turn::run(&self.queue, turn, TICK, guest);
-        }
-        self.n_running.fetch_sub(1, Ordering::Relaxed);
+    /// Gives the thread in reserve back.
+    pub fn close(&self) {
+        self.reserve.close();
     }
+
+    /// Counts a round in, unless there are enough.
+    fn begin_round(&self) -> bool {
+        let take = |n| (n < self.most).then_some(n + 1);
+        self.n_rounds.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
+    }
+
+    fn is_to_begin_on_the_spot(&self) -> bool {
+        let take = |n: u32| n.checked_sub(1);
+        self.n_on_the_spot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    /// Has a round, which is counted already, after all that this thread has to do now.
+    fn spawn_round(self: &Arc<Self>) {
+        let direct = Arc::clone(self);
+        self.io.spawn(async move {
+            to_the_end_of_the_line().await;
+            let n_turns = direct.round();
+            direct.n_on_the_spot.store(if n_turns > 1 { 0 } else { N_ON_THE_SPOT }, Ordering::Relaxed);
+        });
+    }
+
+    /// Runs guests until none is left that may run here, or for a tick; how many. The round is counted out.
+    fn round(self: &Arc<Self>) -> u32 {
+        let began = Instant::now();
+        let mut n_turns = 0;
+        let is_late = loop {
+            let Some((turn, guest)) = self.queue.begin_if_quick(|guest| guest.may_be_direct) else { break false };
+            self.watcher.enlist_for_io(&self.reserve);
+            turn::run(&self.queue, turn, TICK, guest);
+            n_turns += 1;
+            if began.elapsed() >= TICK {
+                break true;
+            }
+        };
+        self.n_rounds.fetch_sub(1, Ordering::SeqCst);
+        if self.queue.is_next_quick(|guest| guest.may_be_direct) {
+            if is_late {
+                self.queue.call();
+            }
+            if self.begin_round() {
+                self.spawn_round();
+            }
+        }
+        n_turns
+    }
+}
+
+/// Lets the thread poll all other tasks first that it has already. Tokio's own way of giving way would have it look for
+/// new events before.
+async fn to_the_end_of_the_line() {
+    let mut is_there = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut is_there, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::preempt::SLICE;
 
@@ -177,16 +177,30 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Begins the next turn if its tenant is quick, and `may` it. Else it is a worker's, which is called.
+    /// Begins the next turn if its tenant is quick, and `may` it. Else it is a worker's, and those behind it, too: they
+    /// are called.
     pub fn begin_if_quick(&self, may: impl FnOnce(&T) -> bool) -> Option<(Turn, T)> {
-        let mut lines = self.lines.lock();
-        let (.., tenant) = lines.waiting.first()?;
-        let line = lines.by_tenant.get(tenant)?;
-        if line.pace.is_quick() && line.items.front().is_some_and(may) {
-            return lines.begin();
+        self.lines_if_quick(may)?.begin()
+    }
+
+    /// Whether [`FairQueue::begin_if_quick`] would begin a turn. Else it calls as that does.
+    pub fn is_next_quick(&self, may: impl FnOnce(&T) -> bool) -> bool {
+        self.lines_if_quick(may).is_some()
+    }
+
+    fn lines_if_quick(&self, may: impl FnOnce(&T) -> bool) -> Option<MutexGuard<'_, Lines<T>>> {
+        let lines = self.lines.lock();
+        let (line, item) = lines.next()?;
+        if line.pace.is_quick() && may(item) {
+            return Some(lines);
         }
+        let is_alone = lines.waiting.len() == 1;
         drop(lines);
-        self.call();
+        if is_alone {
+            self.arrival.notify_one();
+        } else {
+            self.arrival.notify_all();
+        }
         None
     }
 
@@ -237,6 +251,13 @@ impl<T> Lines<T> {
             waiting.insert(line.place(&share.tenant));
         }
         line.items.push_back(item);
+    }
+
+    /// Whose turn is next.
+    fn next(&self) -> Option<(&Line<T>, &T)> {
+        let (.., tenant) = self.waiting.first()?;
+        let line = self.by_tenant.get(tenant)?;
+        Some((line, line.items.front()?))
     }
 
     fn begin(&mut self) -> Option<(Turn, T)> {

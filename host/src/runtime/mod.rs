@@ -21,6 +21,7 @@
 //! | [`scheduler`] | worker threads |
 //! | [`fair_queue`] | whose VM they run next |
 //! | [`direct`] | when an I/O thread runs one instead |
+//! | [`reserve`] | the I/O thread that steps in for it |
 //! | [`turn`] | one turn of a VM |
 //! | [`stopwatch`] | the CPU time that it takes |
 
@@ -41,6 +42,7 @@ mod meter;
 mod preempt;
 mod renewal;
 mod requests;
+mod reserve;
 mod resident;
 mod safepoint;
 mod scheduler;
@@ -188,7 +190,8 @@ pub struct Ended {
 }
 
 impl Runtime {
-    /// Starts the sandbox: engine, base image, ticker and workers.
+    /// Starts the sandbox: engine, base image, ticker and workers. Of `io`'s threads, where it has several, one is kept
+    /// in reserve: it does nothing until a script keeps another of them.
     ///
     /// # Errors
     /// See [`StartError`].

@@ -38,7 +38,7 @@ use std::{
 use parking_lot::Mutex;
 use rustix::mm::{MprotectFlags, mprotect};
 
-use super::{memory::Witness, meter::CpuMeter, safepoint};
+use super::{memory::Witness, meter::CpuMeter, reserve::Reserve, safepoint};
 
 /// Length of a time slice: a guest runs at most this long before others get their turn.
 pub const SLICE: Duration = Duration::from_millis(5);
@@ -78,9 +78,9 @@ pub struct Watcher {
 #[derive(Debug)]
 pub struct Slot {
     thread: ThreadClock,
-    /// None for a script worker. An I/O thread's guest runs for less long, and meanwhile another thread of these is to
-    /// see to what the thread does not.
-    io: Option<tokio::runtime::Handle>,
+    /// None for a script worker. An I/O thread's guest runs for less long, and meanwhile this one is to see to what the
+    /// thread does not.
+    reserve: Option<Arc<Reserve>>,
     running: Mutex<Option<Running>>,
 }
 
@@ -116,15 +116,15 @@ impl Watcher {
         self.enlist_as(None);
     }
 
-    /// Makes the calling thread, which is one of `io`'s, watched when it runs a guest.
-    pub fn enlist_for_io(&self, io: &tokio::runtime::Handle) {
+    /// Makes the calling thread, of which `reserve` is kept, watched when it runs a guest.
+    pub fn enlist_for_io(&self, reserve: &Arc<Reserve>) {
         if SLOT.with_borrow(Option::is_none) {
-            self.enlist_as(Some(io.clone()));
+            self.enlist_as(Some(Arc::clone(reserve)));
         }
     }
 
-    fn enlist_as(&self, io: Option<tokio::runtime::Handle>) {
-        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), io, running: Mutex::default() });
+    fn enlist_as(&self, reserve: Option<Arc<Reserve>>) {
+        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), reserve, running: Mutex::default() });
         self.slots.lock().push(Arc::clone(&slot));
         SLOT.set(Some(slot));
     }
@@ -154,12 +154,11 @@ impl Slot {
         if over && !running.killed {
             running.killed = protect_page(running.target.base, false).is_ok();
         }
-        if let Some(io) = self.io.as_ref().filter(|_| elapsed >= TICK && !running.relieved) {
-            // A task from outside wakes a thread, which waits for events once it has nothing to do.
-            drop(io.spawn(async {}));
+        if let Some(reserve) = self.reserve.as_ref().filter(|_| elapsed >= TICK && !running.relieved) {
+            reserve.release();
             running.relieved = true;
         }
-        let slice = if self.io.is_some() { TICK } else { SLICE };
+        let slice = if self.reserve.is_some() { TICK } else { SLICE };
         if over || elapsed >= slice {
             running.target.set_interrupt();
         }
@@ -207,15 +206,17 @@ struct Leave<'a>(&'a Slot);
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        let mut running = self.0.running.lock();
-        let killed = running.take().filter(|running| running.killed);
-        if let Some(killed) = killed {
-            // Opened again under the lock, before the memory can go to another guest.
-            if protect_page(killed.target.base, true).is_err() {
-                // Nobody may ever run in this memory again, and nothing else can be done about it.
-                tracing::error!("cannot open a safepoint page again; aborting");
-                std::process::abort();
-            }
+        let mut slot = self.0.running.lock();
+        let Some(running) = slot.take() else { return };
+        // Opened again under the lock, before the memory can go to another guest.
+        if running.killed && protect_page(running.target.base, true).is_err() {
+            // Nobody may ever run in this memory again, and nothing else can be done about it.
+            tracing::error!("cannot open a safepoint page again; aborting");
+            std::process::abort();
+        }
+        drop(slot);
+        if let Some(reserve) = self.0.reserve.as_ref().filter(|_| running.relieved) {
+            reserve.take_back();
         }
     }
 }

@@ -24,13 +24,15 @@ use super::{
 pub struct Scheduler {
     queue: Arc<FairQueue<Guest>>,
     workers: Vec<JoinHandle<()>>,
-    /// None where nobody watches: then all turns are the workers'.
+    /// None where nobody watches, or there are too few I/O threads: then all turns are the workers'.
     direct: Option<Arc<Direct>>,
+    /// It ends with its last handle.
+    _watcher: Option<Arc<Watcher>>,
 }
 
 impl Scheduler {
     /// Starts `n_workers` threads; each enters `io`, so that guests can start I/O on it, and is watched
-    /// by `watcher` where there is one.
+    /// by `watcher` where there is one. Of `io`'s threads, where it has several, one is kept in reserve.
     ///
     /// # Errors
     /// When the process may not start so many threads.
@@ -53,8 +55,8 @@ impl Scheduler {
                 })
             })
             .collect::<io::Result<_>>()?;
-        let direct = watcher.map(|watcher| Direct::new(io, &watcher, &queue));
-        Ok(Self { queue, workers, direct })
+        let direct = watcher.as_ref().and_then(|watcher| Direct::new(io, watcher, &queue));
+        Ok(Self { queue, workers, direct, _watcher: watcher })
     }
 
     /// Lets `future` run by turns of `share`'s, see [`Guest::may_be_direct`]. Dropping the task cancels it at its next
@@ -82,6 +84,9 @@ impl Scheduler {
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.queue.close();
+        if let Some(direct) = &self.direct {
+            direct.close();
+        }
         for worker in self.workers.drain(..) {
             // A worker that drops the last guest may be the one that ends them all.
             if worker.thread().id() != thread::current().id() {
@@ -122,12 +127,24 @@ mod tests {
         scheduler.spawn(share, may_be_direct, guest).await == began_on
     }
 
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds")
+    }
+
+    fn scheduler(io: &tokio::runtime::Runtime) -> Scheduler {
+        let watcher = Watcher::start().expect("starts");
+        Scheduler::start(NonZeroUsize::MIN, io.handle(), Some(watcher)).expect("starts")
+    }
+
+    fn share(tenant: &str) -> Share {
+        Share::new(tenant.into(), NonZeroU32::MIN)
+    }
+
     #[test]
     fn a_quick_guest_runs_where_it_was_begun_and_no_other_does() {
-        let io = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds");
-        let watcher = Watcher::start().expect("starts");
-        let scheduler = Scheduler::start(NonZeroUsize::MIN, io.handle(), Some(watcher)).expect("starts");
-        let [quick, long] = ["quick", "long"].map(|tenant| Share::new(tenant.into(), NonZeroU32::MIN));
+        let io = runtime();
+        let scheduler = scheduler(&io);
+        let [quick, long] = ["quick", "long"].map(share);
         let seen = io.block_on(async {
             // On a thread of Tokio's, which this one is not.
             let task = tokio::spawn(async move {
@@ -140,5 +157,57 @@ mod tests {
             task.await.expect("ends")
         });
         assert_eq!(seen, [true, false, true, false]);
+    }
+
+    #[test]
+    fn guests_that_are_begun_together_run_on_that_thread_one_after_the_other() {
+        let io = runtime();
+        let scheduler = Arc::new(scheduler(&io));
+        // Where the machine is busy, the time after which a worker helps may pass before they are done.
+        let is_seen = (0..100).any(|_| {
+            let scheduler = Arc::clone(&scheduler);
+            io.block_on(async {
+                let task = tokio::spawn(async move {
+                    let quick = share("quick");
+                    let begun_on = thread::current().id();
+                    let guest = async || thread::current().id();
+                    let tasks: Vec<_> = (0..10).map(|_| scheduler.spawn(&quick, true, guest())).collect();
+                    let mut ran_on = Vec::new();
+                    for task in tasks {
+                        ran_on.push(task.await);
+                    }
+                    ran_on == [begun_on; 10]
+                });
+                task.await.expect("ends")
+            })
+        });
+        assert!(is_seen);
+    }
+
+    #[test]
+    fn a_guest_that_is_left_to_a_round_that_runs_gets_its_turn() {
+        let io = runtime();
+        let scheduler = Arc::new(scheduler(&io));
+        // Each guest is woken by tasks of Tokio's, and by the worker's and the main thread's guests, at any moment.
+        io.block_on(async {
+            let tasks: Vec<_> = (0..16)
+                .map(|index| {
+                    let scheduler = Arc::clone(&scheduler);
+                    let share = share(if index % 2 == 0 { "even" } else { "odd" });
+                    tokio::spawn(async move {
+                        for turn in 0..500 {
+                            let guest = async move {
+                                tokio::task::yield_now().await;
+                                turn
+                            };
+                            assert_eq!(scheduler.spawn(&share, turn % 7 != index % 7, guest).await, turn);
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.expect("ends");
+            }
+        });
     }
 }
