@@ -221,7 +221,18 @@ def change(name, body):
         body += "                start = pc;\n                [[fallthrough]];\n"
     if name in BUILTIN:
         body = call_builtin(body)
+    body = branch(body)
     return re.sub(r"\bcl\b", "luau_closure", body)
+
+
+def branch(body):
+    """Makes a choice of the next instruction a branch.
+
+    As a value it would have the processor wait for what is compared before it knows where the program goes on; a branch
+    it guesses. Said to be likely, the compiler leaves it a branch.
+    """
+    body = re.sub(r"pc \+= (.+) \? (.+) : (.+);", r"if (LUAU_LIKELY(\1)) pc += \2; else pc += \3;", body)
+    return body.replace("if (step > 0 ? idx <= limit : limit <= idx)\n", "if (LUAU_LIKELY(step > 0 ? idx <= limit : limit <= idx))\n")
 
 
 def call_builtin(body):
