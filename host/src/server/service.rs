@@ -296,7 +296,8 @@ fn convert_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String>
         header::UPGRADE,
         REQUEST_ID,
     ];
-    let mut converted = HeaderMap::with_capacity(headers.len());
+    // The request's name is to come.
+    let mut converted = HeaderMap::with_capacity(headers.len() + 1);
     for (name, value) in headers {
         let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("not a header name: {name:?}"))?;
         if FRAMING.contains(&parsed) {
