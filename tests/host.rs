@@ -1,6 +1,12 @@
 //! `neoc host`: routing, limits, drain, one tenant's failure beside another's work.
 
-use std::{fs, io::Read, net::TcpStream, path::Path, thread};
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::TcpStream,
+    path::Path,
+    thread,
+};
 
 use rustix::process::Signal;
 
@@ -108,6 +114,28 @@ fn a_tenant_that_spins_is_killed_while_others_are_answered() {
         }
     });
     assert!(host.stop().contains("killed: the script used up its CPU budget of 500 ms"));
+}
+
+#[test]
+fn a_builtin_that_keeps_the_thread_of_its_request_keeps_no_other_request() {
+    // Its first turn is where the request was read, and ends with its CPU time: no interrupt reaches a builtin.
+    let long = "return function() return tostring(string.find(string.rep('a', 20000), '.-.-b')) end";
+    let (_folder, host) = start(&[
+        ("long", long, "routes = [\"/long\"]\n[tenant.long.limits]\ncpu = \"1 s\""),
+        ("calm", "return function() return 'calm' end", "routes = [\"/calm\"]"),
+    ]);
+    let mut stream = TcpStream::connect(host.address).unwrap();
+    stream.write_all(b"GET /long HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    for _ in 0..10 {
+        assert_eq!(host.get("/calm").body, "calm");
+    }
+    stream.set_nonblocking(true).unwrap();
+    let answered = stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(answered, Err(io::ErrorKind::WouldBlock), "others were answered first");
+    stream.set_nonblocking(false).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
 }
 
 #[test]
@@ -260,7 +288,7 @@ fn a_client_that_leaves_cancels_its_script() {
     // Each stalled request holds the tenant's one connection; leaving must give it back.
     for n in 1..=3 {
         let mut stream = TcpStream::connect(host.address).unwrap();
-        std::io::Write::write_all(&mut stream, b"GET /a/slow HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        stream.write_all(b"GET /a/slow HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
         wait_until("the upstream call", || upstream.requests() >= n);
         drop(stream);
     }
@@ -272,7 +300,7 @@ fn a_large_body_is_refused_and_a_small_one_is_taken() {
     let (_folder, host) = start(&[("a", "return function(r) return tostring(#r.body) end", "routes = [\"/a\"]")]);
     let mut stream = TcpStream::connect(host.address).unwrap();
     let head = format!("POST /a HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", 1u64 << 30);
-    std::io::Write::write_all(&mut stream, head.as_bytes()).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
     let mut answer = String::new();
     // The host answers before the body, then closes.
     let _ = stream.read_to_string(&mut answer);
