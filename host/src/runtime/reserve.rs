@@ -25,8 +25,10 @@ pub struct Reserve {
     seat: Arc<Seat>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Seat {
+    /// See [`SIT`].
+    sit: Duration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -45,7 +47,12 @@ struct State {
 impl Reserve {
     /// Keeps one of `io`'s threads, of which there are two at least.
     pub fn keep(io: &tokio::runtime::Handle) -> Self {
-        let reserve = Self { io: io.clone(), seat: Arc::default() };
+        Self::keep_sitting(io, SIT)
+    }
+
+    fn keep_sitting(io: &tokio::runtime::Handle, sit: Duration) -> Self {
+        let seat = Seat { sit, state: Mutex::default(), changed: Condvar::new() };
+        let reserve = Self { io: io.clone(), seat: Arc::new(seat) };
         reserve.fill();
         reserve
     }
@@ -99,7 +106,7 @@ impl Seat {
     fn is_left(&self) -> bool {
         let mut state = self.state.lock();
         let is_idle = |state: &mut State| state.n_needing == 0 && !state.is_closed;
-        let waited = self.changed.wait_while_for(&mut state, is_idle, SIT);
+        let waited = self.changed.wait_while_for(&mut state, is_idle, self.sit);
         if !waited.timed_out() {
             state.is_taken = false;
         }
@@ -109,28 +116,33 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::mpsc, thread};
+    use std::sync::mpsc;
 
     use super::*;
+
+    /// Longer than a test lasts: nobody looks around by itself.
+    const FOR_GOOD: Duration = Duration::from_secs(3600);
+
+    /// No test waits longer.
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds")
     }
 
-    /// Waits until a thread sits.
-    fn settle(reserve: &Reserve) {
-        while !reserve.seat.state.lock().is_taken {
-            thread::yield_now();
-        }
+    /// Has the runtime run a task from outside.
+    fn run_a_task(io: &tokio::runtime::Runtime) {
+        let (end, ended) = mpsc::channel();
+        io.spawn(async move { end.send(()) });
+        ended.recv_timeout(TIMEOUT).expect("some thread works");
     }
 
     #[test]
     fn a_runtime_works_while_a_thread_of_its_is_in_reserve() {
         let io = runtime();
-        let reserve = Reserve::keep(io.handle());
+        let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
         for _ in 0..100 {
-            let sum = io.block_on(async { tokio::spawn(async { 1 + 1 }).await });
-            assert_eq!(sum.expect("ends"), 2);
+            run_a_task(&io);
         }
         reserve.close();
     }
@@ -138,45 +150,59 @@ mod tests {
     #[test]
     fn the_reserve_takes_over_while_the_other_thread_is_kept() {
         let io = runtime();
-        let reserve = Reserve::keep(io.handle());
-        settle(&reserve);
+        let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
         let (leave, left) = mpsc::channel::<()>();
         let (begin, begun) = mpsc::channel();
         let kept = io.spawn(async move {
             begin.send(()).expect("somebody waits");
             left.recv()
         });
-        begun.recv().expect("begins");
+        begun.recv_timeout(TIMEOUT).expect("begins");
         reserve.release();
         // By whom, if not by the reserve?
-        let sum = io.block_on(async { tokio::spawn(async { 1 + 1 }).await });
-        assert_eq!(sum.expect("ends"), 2);
+        run_a_task(&io);
         leave.send(()).expect("it waits");
         io.block_on(kept).expect("ends").expect("was sent");
         reserve.take_back();
-        settle(&reserve);
+        run_a_task(&io);
+        reserve.close();
+    }
+
+    #[test]
+    fn the_reserve_looks_around_by_itself_where_nobody_calls_it() {
+        let io = runtime();
+        let reserve = Reserve::keep_sitting(io.handle(), Duration::from_millis(1));
+        let (leave, left) = mpsc::channel::<()>();
+        let (begin, begun) = mpsc::channel();
+        let kept = io.spawn(async move {
+            begin.send(()).expect("somebody waits");
+            left.recv()
+        });
+        begun.recv_timeout(TIMEOUT).expect("begins");
+        run_a_task(&io);
+        leave.send(()).expect("it waits");
+        io.block_on(kept).expect("ends").expect("was sent");
         reserve.close();
     }
 
     #[test]
     fn however_often_it_is_released_and_taken_back_one_thread_works() {
         let io = runtime();
-        let reserve = Reserve::keep(io.handle());
+        let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
         for _ in 0..1000 {
             reserve.release();
             reserve.release();
             reserve.take_back();
             reserve.take_back();
         }
-        let sum = io.block_on(async { tokio::spawn(async { 1 + 1 }).await });
-        assert_eq!(sum.expect("ends"), 2);
+        run_a_task(&io);
         reserve.close();
     }
 
     #[test]
     fn a_runtime_ends_with_a_thread_in_reserve() {
         let io = runtime();
-        let _reserve = Reserve::keep(io.handle());
+        let _reserve = Reserve::keep_sitting(io.handle(), Duration::from_millis(1));
         drop(io);
     }
 }
