@@ -37,9 +37,18 @@ struct Seat {
 struct State {
     /// How many need the thread now.
     n_needing: usize,
-    /// Whether some thread sits, or is on its way. Never two: there might be no other.
-    is_taken: bool,
+    /// Never two: there might be no other thread.
+    sitter: Sitter,
     is_closed: bool,
+}
+
+/// The thread in reserve.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Sitter {
+    #[default]
+    None,
+    Expected,
+    Sits,
 }
 
 // === impl Reserve ===
@@ -81,7 +90,10 @@ impl Reserve {
     }
 
     fn fill(&self) {
-        if !std::mem::replace(&mut self.seat.state.lock().is_taken, true) {
+        let mut state = self.seat.state.lock();
+        if state.sitter == Sitter::None {
+            state.sitter = Sitter::Expected;
+            drop(state);
             drop(self.io.spawn(sit(Arc::clone(&self.seat))));
         }
     }
@@ -105,10 +117,11 @@ impl Seat {
     /// Blocks for a while. True when the thread is needed, and has left.
     fn is_left(&self) -> bool {
         let mut state = self.state.lock();
+        state.sitter = Sitter::Sits;
         let is_idle = |state: &mut State| state.n_needing == 0 && !state.is_closed;
         let waited = self.changed.wait_while_for(&mut state, is_idle, self.sit);
         if !waited.timed_out() {
-            state.is_taken = false;
+            state.sitter = Sitter::None;
         }
         !waited.timed_out()
     }
@@ -126,8 +139,24 @@ mod tests {
     /// No test waits longer.
     const TIMEOUT: Duration = Duration::from_secs(60);
 
+    /// Gives the thread back also where a test fails: else its runtime would wait for it.
+    struct Closes<'a>(&'a Reserve);
+
+    impl Drop for Closes<'_> {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("builds")
+    }
+
+    /// Waits until a thread sits.
+    fn settle(reserve: &Reserve) {
+        while reserve.seat.state.lock().sitter != Sitter::Sits {
+            std::thread::yield_now();
+        }
     }
 
     /// Has the runtime run a task from outside.
@@ -141,16 +170,18 @@ mod tests {
     fn a_runtime_works_while_a_thread_of_its_is_in_reserve() {
         let io = runtime();
         let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
+        let _closes = Closes(&reserve);
         for _ in 0..100 {
             run_a_task(&io);
         }
-        reserve.close();
     }
 
     #[test]
     fn the_reserve_takes_over_while_the_other_thread_is_kept() {
         let io = runtime();
         let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
+        let _closes = Closes(&reserve);
+        settle(&reserve);
         let (leave, left) = mpsc::channel::<()>();
         let (begin, begun) = mpsc::channel();
         let kept = io.spawn(async move {
@@ -164,14 +195,16 @@ mod tests {
         leave.send(()).expect("it waits");
         io.block_on(kept).expect("ends").expect("was sent");
         reserve.take_back();
+        settle(&reserve);
         run_a_task(&io);
-        reserve.close();
     }
 
     #[test]
     fn the_reserve_looks_around_by_itself_where_nobody_calls_it() {
         let io = runtime();
         let reserve = Reserve::keep_sitting(io.handle(), Duration::from_millis(1));
+        let _closes = Closes(&reserve);
+        settle(&reserve);
         let (leave, left) = mpsc::channel::<()>();
         let (begin, begun) = mpsc::channel();
         let kept = io.spawn(async move {
@@ -182,13 +215,13 @@ mod tests {
         run_a_task(&io);
         leave.send(()).expect("it waits");
         io.block_on(kept).expect("ends").expect("was sent");
-        reserve.close();
     }
 
     #[test]
     fn however_often_it_is_released_and_taken_back_one_thread_works() {
         let io = runtime();
         let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
+        let _closes = Closes(&reserve);
         for _ in 0..1000 {
             reserve.release();
             reserve.release();
@@ -196,7 +229,6 @@ mod tests {
             reserve.take_back();
         }
         run_a_task(&io);
-        reserve.close();
     }
 
     #[test]
