@@ -18,12 +18,10 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
-    task::Poll,
     time::Instant,
 };
 
@@ -146,7 +144,8 @@ impl Direct {
     fn spawn_round(self: &Arc<Self>) {
         let direct = Arc::clone(self);
         self.io.spawn(async move {
-            to_the_end_of_the_line().await;
+            // Tokio's own way of giving way would have the thread look for new events before.
+            turn::end_here().await;
             let n_turns = direct.round();
             direct.n_on_the_spot.store(if n_turns > 1 { 0 } else { N_ON_THE_SPOT }, Ordering::Relaxed);
         });
@@ -176,18 +175,4 @@ impl Direct {
         }
         n_turns
     }
-}
-
-/// Lets the thread poll all other tasks first that it has already. Tokio's own way of giving way would have it look for
-/// new events before.
-async fn to_the_end_of_the_line() {
-    let mut is_there = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut is_there, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }

@@ -129,7 +129,9 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::mpsc::{self, RecvError};
+
+    use tokio::task::JoinHandle;
 
     use super::*;
 
@@ -166,6 +168,18 @@ mod tests {
         ended.recv_timeout(TIMEOUT).expect("some thread works");
     }
 
+    /// Has a task block one of the threads, until it is told to end.
+    fn keep_a_thread(io: &tokio::runtime::Runtime) -> (mpsc::Sender<()>, JoinHandle<Result<(), RecvError>>) {
+        let (leave, left) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
+        let kept = io.spawn(async move {
+            begin.send(()).expect("somebody waits");
+            left.recv()
+        });
+        begun.recv_timeout(TIMEOUT).expect("begins");
+        (leave, kept)
+    }
+
     #[test]
     fn a_runtime_works_while_a_thread_of_its_is_in_reserve() {
         let io = runtime();
@@ -182,13 +196,7 @@ mod tests {
         let reserve = Reserve::keep_sitting(io.handle(), FOR_GOOD);
         let _closes = Closes(&reserve);
         settle(&reserve);
-        let (leave, left) = mpsc::channel::<()>();
-        let (begin, begun) = mpsc::channel();
-        let kept = io.spawn(async move {
-            begin.send(()).expect("somebody waits");
-            left.recv()
-        });
-        begun.recv_timeout(TIMEOUT).expect("begins");
+        let (leave, kept) = keep_a_thread(&io);
         reserve.release();
         // By whom, if not by the reserve?
         run_a_task(&io);
@@ -205,13 +213,7 @@ mod tests {
         let reserve = Reserve::keep_sitting(io.handle(), Duration::from_millis(1));
         let _closes = Closes(&reserve);
         settle(&reserve);
-        let (leave, left) = mpsc::channel::<()>();
-        let (begin, begun) = mpsc::channel();
-        let kept = io.spawn(async move {
-            begin.send(()).expect("somebody waits");
-            left.recv()
-        });
-        begun.recv_timeout(TIMEOUT).expect("begins");
+        let (leave, kept) = keep_a_thread(&io);
         run_a_task(&io);
         leave.send(()).expect("it waits");
         io.block_on(kept).expect("ends").expect("was sent");

@@ -59,7 +59,8 @@ pub async fn breathe() {
     }
 }
 
-/// Ends the turn, as of a guest that the watcher has interrupted: it is in its line again.
+/// Ends the turn, as of a guest that the watcher has interrupted: it is in its line again, at the end. So is a task of
+/// Tokio's that awaits it.
 pub async fn end_here() {
     let mut has_ended = false;
     poll_fn(|context| {
