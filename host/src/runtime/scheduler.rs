@@ -160,6 +160,30 @@ mod tests {
     }
 
     #[test]
+    fn a_long_turn_of_short_calls_leaves_its_tenant_quick() {
+        let io = runtime();
+        let scheduler = Arc::new(scheduler(&io));
+        // Of a call during which the kernel gave the processor away, too much time may be counted.
+        let is_seen = (0..100).any(|round| {
+            let (scheduler, share) = (Arc::clone(&scheduler), share(&round.to_string()));
+            let calls = async {
+                let turn = Stopwatch::start();
+                while turn.cpu_time() < 2 * TICK {
+                    let call = Stopwatch::start();
+                    while call.cpu_time() < TICK / 10 {}
+                    turn::breathe().await;
+                }
+            };
+            io.block_on(async {
+                // Only a worker has turns of more than a tick.
+                scheduler.spawn(&share, false, calls).await;
+                tokio::spawn(async move { is_direct(&scheduler, &share, true, false).await }).await.expect("ends")
+            })
+        });
+        assert!(is_seen);
+    }
+
+    #[test]
     fn guests_that_are_begun_together_run_on_that_thread_one_after_the_other() {
         let io = runtime();
         let scheduler = Arc::new(scheduler(&io));

@@ -24,37 +24,42 @@ pub struct Guest {
 }
 
 thread_local! {
-    /// When the turn on this thread is over. None outside of one.
-    static ENDS_AT: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// The turn on this thread.
+    static TURN: Cell<Option<Running>> = const { Cell::new(None) };
+}
 
-    /// Whether the guest has ended its turn by itself, between two calls.
-    static HAS_GIVEN_WAY: Cell<bool> = const { Cell::new(false) };
+/// A turn that goes on.
+#[derive(Clone, Copy)]
+struct Running {
+    ends_at: Instant,
+    /// The stretch that goes on: from the beginning, or from when the guest could last have given way.
+    stretch: Stopwatch,
+    /// Whether one before it was long.
+    is_long: bool,
 }
 
 /// Runs a guest for its turn, which should be no longer than `most`.
 pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
     let stopwatch = Stopwatch::start();
-    ENDS_AT.set(Some(stopwatch.began() + most));
-    HAS_GIVEN_WAY.set(false);
+    TURN.set(Some(Running { ends_at: stopwatch.began() + most, stretch: stopwatch, is_long: false }));
     // A panic in a host function ends that one guest: its task is closed, and its owner sees it as an internal
     // failure. The thread goes on.
     if catch_unwind(AssertUnwindSafe(|| guest.runnable.run())).is_err() {
         tracing::error!("a panic was caught; the request that ran has failed");
     }
-    ENDS_AT.set(None);
-    // Not by the time that has passed: beside others that compute, the kernel lets this thread wait for longer than
-    // most turns last.
-    let time = stopwatch.cpu_time();
     // Many short calls are not long: a VM that many requests share may have so many in a turn.
-    let bound = if HAS_GIVEN_WAY.get() { most + TICK } else { TICK };
-    queue.end(turn, time, time >= bound);
+    let is_long = TURN.take().is_some_and(|running| running.is_long || running.is_stretch_long());
+    queue.end(turn, stopwatch.cpu_time(), is_long);
 }
 
 /// Ends the turn if it has lasted long enough: the guest is in its line again. To be awaited between two calls
 /// into a guest; within a call the watcher sees to it.
 pub async fn breathe() {
-    if ENDS_AT.get().is_some_and(|end| Instant::now() >= end) {
-        HAS_GIVEN_WAY.set(true);
+    let Some(running) = TURN.get() else { return };
+    let is_long = running.is_long || running.is_stretch_long();
+    let stretch = Stopwatch::start();
+    TURN.set(Some(Running { stretch, is_long, ..running }));
+    if stretch.began() >= running.ends_at {
         end_here().await;
     }
 }
@@ -71,4 +76,14 @@ pub async fn end_here() {
         Poll::Pending
     })
     .await;
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Not by the time that has passed: beside others that compute, the kernel lets this thread wait for longer than
+    /// most turns last.
+    fn is_stretch_long(&self) -> bool {
+        self.stretch.cpu_time() >= TICK
+    }
 }
