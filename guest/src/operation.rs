@@ -24,16 +24,18 @@ struct Operations {
     last_id: u32,
     /// Those that somebody waits for, by number.
     awaited: BTreeMap<u32, Awaited>,
-    /// What counts against the limits of each request that has any.
+    /// What there is of each request that has had any.
     counts: BTreeMap<u32, Counts>,
 }
 
-/// What of one request the host works on.
+/// The operations of one request. The first two are those that the host works on, and count against limits.
 #[derive(Default)]
 struct Counts {
-    /// Operations, timers not counted.
+    /// Timers not counted.
     n_pending: usize,
     n_timers: usize,
+    /// Those that are awaited, timers counted.
+    n_awaited: usize,
     /// Those who wait until there are fewer pending ones.
     in_line: Vec<Waker>,
 }
@@ -68,10 +70,11 @@ thread_local! {
 /// Stops what is left of a request's operations, and forgets it.
 pub fn close(request: u32) {
     let left: Vec<(u32, bool)> = OPERATIONS.with_borrow_mut(|operations| {
+        // Most have none left, and those of others are many.
+        let n_awaited = operations.counts.remove(&request).map_or(0, |counts| counts.n_awaited);
         let of_request = operations.awaited.iter().filter(|(_, awaited)| awaited.request == request);
-        let left: Vec<_> = of_request.map(|(id, awaited)| (*id, awaited.is_pending())).collect();
+        let left: Vec<_> = of_request.take(n_awaited).map(|(id, awaited)| (*id, awaited.is_pending())).collect();
         left.iter().for_each(|(id, _)| drop(operations.awaited.remove(id)));
-        operations.counts.remove(&request);
         left
     });
     for (id, _) in left.iter().filter(|(_, is_pending)| *is_pending) {
@@ -366,6 +369,7 @@ impl Operations {
         let awaited = Awaited { request, task, is_timer, cancelled: false, progress, waker: None };
         self.awaited.insert(self.last_id, awaited);
         let counts = self.counts.entry(request).or_default();
+        counts.n_awaited += 1;
         if is_timer {
             counts.n_timers += 1;
         } else {
@@ -389,7 +393,11 @@ impl Operations {
     /// Takes an operation off the list. If the host still works on it, gives whose it is, and those who wait for its
     /// place.
     fn forget(&mut self, id: u32) -> Option<(u32, Vec<Waker>)> {
-        let awaited = self.awaited.remove(&id).filter(Awaited::is_pending)?;
-        Some((awaited.request, self.subtract(awaited.request, awaited.is_timer)))
+        let awaited = self.awaited.remove(&id)?;
+        if let Some(counts) = self.counts.get_mut(&awaited.request) {
+            counts.n_awaited = counts.n_awaited.saturating_sub(1);
+        }
+        let was_pending = awaited.is_pending();
+        was_pending.then(|| (awaited.request, self.subtract(awaited.request, awaited.is_timer)))
     }
 }

@@ -65,8 +65,9 @@ pub fn close(request: u32) {
     let (ids, left) = TASKS.with_borrow_mut(|tasks| {
         let ids: Vec<u32> = tasks.of_request(request).map(|(id, _)| id).collect();
         let left: Vec<Option<Task>> = ids.iter().map(|id| tasks.remove(*id)).collect();
-        tasks.requests.remove(&request);
-        tasks.ended.retain(|ended| *ended != request);
+        if tasks.requests.remove(&request).is_some() {
+            tasks.ended.retain(|ended| *ended != request);
+        }
         (ids, left)
     });
     // Outside of the table: what is dropped with a task may look into it.

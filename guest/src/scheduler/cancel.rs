@@ -100,8 +100,12 @@ fn is_over(id: u32) -> bool {
     TASKS.with_borrow(|tasks| tasks.alive.get(&id).is_some_and(|task| task.is_refused() && task.yielded_plainly))
 }
 
-/// Looks whether a task that has given up its turn waits for anything.
+/// Looks whether a task that has given up its turn waits for anything. Of one that is not cancelled nobody asks, and to
+/// look takes the longer, the more others wait.
 fn note_yield(id: u32) {
+    if with_task(id, |task| task.cancelled) != Some(true) {
+        return;
+    }
     let waits = operation::is_awaited_by(id) || wait::is_awaited_by(id);
     with_task(id, |task| task.yielded_plainly = !waits);
 }

@@ -148,9 +148,11 @@ impl Tasks {
         Some(task)
     }
 
-    /// The tasks of a request, by number.
+    /// The tasks of a request, by number. Those of others are not looked through once all of them are found.
     pub(super) fn of_request(&self, request: u32) -> impl Iterator<Item = (u32, &Task)> {
-        self.alive.iter().filter(move |(_, task)| task.request == request).map(|(id, task)| (*id, task))
+        let n_alive = self.requests.get(&request).map_or(0, Request::n_alive);
+        let of_request = self.alive.iter().filter(move |(_, task)| task.request == request);
+        of_request.map(|(id, task)| (*id, task)).take(n_alive)
     }
 }
 
