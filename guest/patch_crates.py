@@ -278,6 +278,45 @@ static LUAU_FORCEINLINE void markwhite(global_State* g, GCObject* o)
             markwhite(g, gcvalue(o)); \\
 """,
     ),
+    # Luau collects when its heap has doubled. That of a small script, whose live part is the standard library, would be
+    # marked whole for every hundred short requests.
+    (
+        "luau/VM/src/lgc.cpp",
+        "size_t luaC_step(lua_State* L, bool assist)\n{\n",
+        """// How much a heap may grow between two collections, at the least. Near the limit of the heap the allocator asks for a
+// collection all the same.
+static const size_t kLeastGrowth = 512 * 1024;
+
+static size_t heapgoal(global_State* g)
+{
+    size_t grown = g->totalbytes + kLeastGrowth;
+    size_t goal = (g->totalbytes / 100) * g->gcgoal;
+    return goal > grown ? goal : grown;
+}
+
+size_t luaC_step(lua_State* L, bool assist)
+{
+""",
+    ),
+    (
+        "luau/VM/src/lgc.cpp",
+        "        size_t heapgoal = (g->totalbytes / 100) * g->gcgoal;\n"
+        "        size_t heaptrigger = getheaptrigger(g, heapgoal);\n\n        g->GCthreshold = heaptrigger;\n\n"
+        "        g->gcstats.heapgoalsizebytes = heapgoal;\n",
+        "        size_t goal = heapgoal(g);\n        g->GCthreshold = getheaptrigger(g, goal);\n"
+        "        g->gcstats.heapgoalsizebytes = goal;\n",
+    ),
+    (
+        "luau/VM/src/lgc.cpp",
+        "    size_t heapgoalsizebytes = (g->totalbytes / 100) * g->gcgoal;\n\n",
+        "    size_t heapgoalsizebytes = heapgoal(g);\n\n",
+    ),
+    (
+        "luau/VM/src/lgc.cpp",
+        "    if (g->GCthreshold < g->totalbytes)\n        g->GCthreshold = g->totalbytes;\n",
+        "    if (g->GCthreshold < g->totalbytes + kLeastGrowth / 2)\n"
+        "        g->GCthreshold = g->totalbytes + kLeastGrowth / 2;\n",
+    ),
     # A whole number that a double has exactly. WASI's strtod computes with 128 bits, in software.
     (
         "luau/VM/src/lobject.cpp",
