@@ -217,14 +217,19 @@ pub(super) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
 /// other may reach. So the text must be what the parser gives back, but for the case of letters.
 pub(super) fn canonical_host(text: &str) -> Result<Host<String>, HostFault> {
     let parsed = Host::parse(text).map_err(|_| HostFault::Malformed)?;
-    let canonical = parsed.to_string();
-    if !text.eq_ignore_ascii_case(&canonical) {
-        return Err(HostFault::OtherSpelling(canonical));
+    check_spelling(text, &parsed, &parsed.to_string())?;
+    Ok(parsed)
+}
+
+/// As [`canonical_host`], of a text that was parsed: to a host that is written as `canonical`.
+pub(super) fn check_spelling<S: AsRef<str>>(text: &str, parsed: &Host<S>, canonical: &str) -> Result<(), HostFault> {
+    if !text.eq_ignore_ascii_case(canonical) {
+        return Err(HostFault::OtherSpelling(canonical.to_owned()));
     }
-    match &parsed {
-        Host::Domain(name) if name.ends_with('.') => Err(HostFault::FinalDot),
-        Host::Domain(name) if !is_host_name(name) => Err(HostFault::Malformed),
-        _ => Ok(parsed),
+    match parsed {
+        Host::Domain(name) if name.as_ref().ends_with('.') => Err(HostFault::FinalDot),
+        Host::Domain(name) if !is_host_name(name.as_ref()) => Err(HostFault::Malformed),
+        _ => Ok(()),
     }
 }
 

@@ -21,7 +21,7 @@ use url::Url;
 
 use super::{
     http::CAPABILITY,
-    origin::{HostFault, canonical_host, split_port},
+    origin::{HostFault, canonical_host, check_spelling, split_port},
     refusal::{Reason, Refusal},
 };
 
@@ -60,9 +60,9 @@ pub fn parse_target(text: &str) -> Result<Url, TargetError> {
     }
     let rest = rest.strip_prefix("//").ok_or_else(|| denied(text, "the scheme is followed by //"))?;
     let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
-    check_authority(text, authority)?;
-    // Nothing that is left to the parser changes the host: path, query and fragment only.
-    Url::parse(text).map_err(|error| TargetError::Invalid(format!("the URL cannot be parsed: {error}")))
+    let parsed = Url::parse(text);
+    check_authority(text, authority, parsed.as_ref().ok())?;
+    parsed.map_err(|error| TargetError::Invalid(format!("the URL cannot be parsed: {error}")))
 }
 
 /// Parses the `Location` of a redirect from `base`.
@@ -102,7 +102,8 @@ fn check_characters(text: &str) -> Result<(), TargetError> {
     Ok(())
 }
 
-fn check_authority(text: &str, authority: &str) -> Result<(), TargetError> {
+/// Whether host and port are in their one spelling: what `parsed` says that they are, if the URL could be parsed.
+fn check_authority(text: &str, authority: &str, parsed: Option<&Url>) -> Result<(), TargetError> {
     if authority.contains('@') {
         return Err(denied(text, "a URL has no user and no password; send them in a header"));
     }
@@ -116,7 +117,11 @@ fn check_authority(text: &str, authority: &str) -> Result<(), TargetError> {
     if host.contains('%') && host.starts_with('[') {
         return Err(denied(text, "an address has no zone"));
     }
-    canonical_host(host).map_err(|fault| match fault {
+    let checked = match parsed.and_then(|url| url.host().zip(url.host_str())) {
+        Some((parsed, canonical)) => check_spelling(host, &parsed, canonical),
+        None => canonical_host(host).map(drop),
+    };
+    checked.map_err(|fault| match fault {
         HostFault::Malformed => TargetError::Invalid("the URL's host is no name and no address".to_owned()),
         HostFault::FinalDot => denied(text, "the host ends in a dot; write it without"),
         HostFault::OtherSpelling(canonical) => {
