@@ -18,6 +18,7 @@ use neoc::{
     script_log::{Quota, ScriptLog},
 };
 use neoc_abi::event::{Event, Finish, Mode, Module, Request};
+use serde_bytes::Bytes;
 
 use crate::support::{PATIENCE, cache_dir, host::Host, upstream::Upstream, wait_until};
 
@@ -445,12 +446,13 @@ impl Sandbox {
         let caller = broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
         let effects = Effects::new(broker, capabilities, caller, modules, io);
-        let request = Request { method: "GET".into(), path: "/".into(), query: vec![], headers: vec![], body: vec![] };
+        let nothing = Bytes::new(&[]);
+        let request = Request { method: "GET", path: "/", query: vec![], headers: vec![], body: nothing };
         Job {
             share,
             image: Arc::new(image),
             resident: None,
-            event: Event::Request(request),
+            event: Event::Request(request).write().unwrap(),
             memory_bytes,
             cpu: Arc::clone(cpu),
             wall: Duration::from_secs(3600),

@@ -4,6 +4,7 @@
 
 use mlua::{Lua, LuaString, Table, Value};
 use neoc_abi::event::{Request, Response};
+use serde_bytes::ByteBuf;
 
 use crate::plain::{self, Plain};
 use crate::stdlib::arguments::type_name;
@@ -25,17 +26,16 @@ pub fn names(lua: &Lua) -> mlua::Result<Vec<LuaString>> {
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn request_table(lua: &Lua, request: &Request) -> mlua::Result<Value> {
-    let query: Vec<_> =
-        request.query.iter().map(|(name, value)| (name.as_str(), Plain::String(value.as_bytes()))).collect();
-    let headers = headers::joined(&request.headers);
+pub fn request_table(lua: &Lua, request: &Request<'_>) -> mlua::Result<Value> {
+    let query: Vec<_> = request.query.iter().map(|(name, value)| (*name, Plain::String(value.as_bytes()))).collect();
+    let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &***value)));
     let headers = headers::fields(&headers);
     let values = [
         Plain::String(request.method.as_bytes()),
         Plain::String(request.path.as_bytes()),
         Plain::Table(&query),
         Plain::Table(&headers),
-        Plain::String(&request.body),
+        Plain::String(request.body),
     ];
     let fields: Vec<_> = NAMES.into_iter().zip(values).collect();
     plain::make(lua, &Plain::Table(&fields))
@@ -49,7 +49,7 @@ pub fn response(lua: &Lua, value: &Value) -> Result<Response, String> {
     match value {
         Value::String(text) => Ok(Response {
             status: 200,
-            headers: vec![("content-type".to_owned(), b"text/plain; charset=utf-8".to_vec())],
+            headers: vec![("content-type".to_owned(), ByteBuf::from(b"text/plain; charset=utf-8"))],
             body: copy(lua, text)?,
         }),
         Value::Table(table) => from_table(lua, table),

@@ -7,10 +7,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
-use neoc_abi::event::{ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, SPARE_BYTES, ScriptError, Start};
+use neoc_abi::event::{
+    ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, SPARE_BYTES, ScriptError, Start, Terms,
+};
 use neoc_abi::log::Level;
 use neoc_abi::wire;
 use neoc_abi::workers::Work;
+use serde_bytes::Bytes;
 
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
@@ -96,16 +99,11 @@ impl Vm {
         let handler = handler.map_err(|error| failure::from_message(failure::describe_error(&error)))?;
         self.entry = Entry::Handler(handler);
         self.call_prelude("begin_entry", ("", ""))?;
-        let request = Request {
-            method: String::new(),
-            path: String::new(),
-            query: Vec::new(),
-            headers: vec![(String::new(), Vec::new())],
-            body: Vec::new(),
-        };
+        let nothing = Bytes::new(&[]);
+        let request = Request { method: "", path: "", query: Vec::new(), headers: vec![("", nothing)], body: nothing };
         let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
-        let start = Start { request: ALONE, event: Event::Request(request), random_seed: 0, limits };
-        self.start_event(start).map_err(failure::from_message)?;
+        let terms = Terms { request: ALONE, random_seed: 0, limits };
+        self.start_event(Start { event: Event::Request(request), terms }).map_err(failure::from_message)?;
         scheduler::run_until_parked();
         self.close_ended();
         self.ends.take();
@@ -209,8 +207,8 @@ impl Vm {
 
     /// Starts the work of an event and runs until all tasks wait. Gives how many do.
     pub fn start(&mut self, bytes: &[u8]) -> usize {
-        let (request, started) = match wire::decode::<Start>(bytes) {
-            Ok(start) => (start.request, self.start_event(start)),
+        let (request, started) = match wire::decode::<Start<'_>>(bytes) {
+            Ok(start) => (start.terms.request, self.start_event(start)),
             Err(_) => (ALONE, Err("the event cannot be read".to_owned())),
         };
         match started {
@@ -228,8 +226,8 @@ impl Vm {
         self.run()
     }
 
-    fn start_event(&mut self, start: Start) -> Result<(), String> {
-        let Start { request, event, random_seed, limits } = start;
+    fn start_event(&mut self, start: Start<'_>) -> Result<(), String> {
+        let Start { event, terms: Terms { request, random_seed, limits } } = start;
         limits::set(limits);
         let kind = match event {
             Event::Request(_) => Kind::Request,

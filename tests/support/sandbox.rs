@@ -62,7 +62,7 @@ impl Sandbox {
             share: share(),
             image: Arc::clone(image),
             resident: None,
-            event: Event::Run(vec![]),
+            event: Event::Run(vec![]).write().unwrap(),
             memory_bytes: self.memory_bytes,
             cpu: CpuBudget::new(cpu),
             wall: Duration::from_secs(60),

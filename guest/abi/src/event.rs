@@ -1,8 +1,9 @@
 //! What the host starts a VM with, and what the VM ends with.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteBuf, Bytes};
 
-use crate::{OperationError, survey::Survey, value::Packed, workers::Work};
+use crate::{OperationError, survey::Survey, value::Packed, wire, workers::Work};
 
 /// Free memory that a VM is born with, in bytes. Growing the memory is a system call that every thread of
 /// the host waits for; a request that needs no more than this never makes it.
@@ -51,11 +52,19 @@ pub const ALONE: u32 = 0;
 
 /// What a loaded VM is asked to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Start {
-    /// [`ALONE`], or what tells it from all others that the VM has at once.
-    pub request: u32,
+pub struct Start<'a> {
     /// The work.
-    pub event: Event,
+    #[serde(borrow)]
+    pub event: Event<'a>,
+    /// All else.
+    pub terms: Terms,
+}
+
+/// How a start's work is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// [`ALONE`], or what tells the start from all others that the VM has at once.
+    pub request: u32,
     /// Seeds `math.random`. Fresh for every start, because a snapshot freezes the old seed.
     pub random_seed: u64,
     /// How much there may be in the VM at once.
@@ -76,29 +85,59 @@ pub struct Limits {
 
 /// The work of one VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Event {
+pub enum Event<'a> {
     /// Call the handler of a [`Mode::Handler`] bundle.
-    Request(Request),
+    #[serde(borrow)]
+    Request(Request<'a>),
     /// Run the top level of a [`Mode::Script`] bundle with these arguments as `...`.
     Run(Vec<String>),
     /// Call a module's function, for another VM of the same tenant. Any bundle will do.
     Work(Work),
 }
 
-/// An inbound HTTP request, as the handler sees it.
+/// An inbound HTTP request, as the handler sees it. Nothing of it is copied on its way from the client into the
+/// message, nor out of the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct Request<'a> {
     /// `GET`, `POST` and so on.
-    pub method: String,
+    pub method: &'a str,
     /// The whole path, as requested, without the query.
-    pub path: String,
+    pub path: &'a str,
     /// Decoded query parameters, in order.
-    pub query: Vec<(String, String)>,
+    #[serde(borrow)]
+    pub query: Vec<(&'a str, &'a str)>,
     /// Lower-case names, in order. Values are bytes.
-    pub headers: Vec<(String, Vec<u8>)>,
+    #[serde(borrow)]
+    pub headers: Vec<(&'a str, &'a Bytes)>,
     /// The body. Empty when there is none.
-    #[serde(with = "serde_bytes")]
-    pub body: Vec<u8>,
+    pub body: &'a Bytes,
+}
+
+/// The message of a [`Start`], as far as its event goes.
+#[derive(Debug, Clone)]
+pub struct Written(Vec<u8>);
+
+/// The longest [`Terms`] in a message, in bytes: a number of 64 bits takes 10 of them, and one of 32 bits 5.
+const TERMS_BYTES: usize = 10 + 4 * 5;
+
+impl Event<'_> {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// As [`wire::encode`].
+    pub fn write(&self) -> Result<Written, wire::Error> {
+        wire::encode_with_room(self, TERMS_BYTES).map(Written)
+    }
+}
+
+impl Written {
+    /// Makes it a whole [`Start`].
+    ///
+    /// # Errors
+    /// As [`wire::encode`].
+    pub fn start(self, terms: &Terms) -> Result<Vec<u8>, wire::Error> {
+        wire::append(self.0, terms)
+    }
 }
 
 /// The handler's answer.
@@ -107,7 +146,7 @@ pub struct Response {
     /// 100 to 599.
     pub status: u16,
     /// Names and values as the script gave them; the host checks them.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(String, ByteBuf)>,
     /// The body.
     #[serde(with = "serde_bytes")]
     pub body: Vec<u8>,

@@ -1,6 +1,7 @@
 //! `vnd:hyper`: outbound HTTP.
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::secret::Template;
 
@@ -19,11 +20,11 @@ pub struct Request {
     /// The URL as the script wrote it. The host parses it once and decides on what it parsed.
     pub url: String,
     /// Names and values as the script gave them; the host checks them.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(String, ByteBuf)>,
     /// Further headers, whose values have secrets in them.
     pub secret_headers: Vec<(String, Template)>,
     /// The body. Absent is as empty.
-    pub body: Option<serde_bytes::ByteBuf>,
+    pub body: Option<ByteBuf>,
     /// How long what may take.
     pub timeouts: Timeouts,
     /// Whether the body is asked for compressed, and unpacked by the host.
@@ -56,7 +57,7 @@ pub struct Response {
     /// 200 to 599.
     pub status: u16,
     /// Lower-case names, in order. Values are bytes.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(String, ByteBuf)>,
     /// The whole body.
     #[serde(with = "serde_bytes")]
     pub body: Vec<u8>,

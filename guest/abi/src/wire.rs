@@ -1,6 +1,6 @@
 //! The encoding: postcard.
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 /// Bytes that do not hold the expected value, or a value that cannot be written.
 pub type Error = postcard::Error;
@@ -10,16 +10,32 @@ pub type Error = postcard::Error;
 /// # Errors
 /// When the value has no postcard form, which none of this crate's types does.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Error> {
-    // Of the right size at once: the guest has no memory for a buffer that grows by doubling.
-    let length = postcard::experimental::serialized_size(value)?;
-    postcard::to_extend(value, Vec::with_capacity(length))
+    encode_with_room(value, 0)
 }
 
-/// Reads a value.
+/// As [`encode`], with room for so many bytes that [`append`] will add.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with_room<T: Serialize>(value: &T, room: usize) -> Result<Vec<u8>, Error> {
+    // Of the right size at once: the guest has no memory for a buffer that grows by doubling.
+    let length = postcard::experimental::serialized_size(value)?;
+    append(Vec::with_capacity(length + room), value)
+}
+
+/// Writes a value behind others. Values one behind the other are a struct with them as its fields.
+///
+/// # Errors
+/// As [`encode`].
+pub fn append<T: Serialize>(bytes: Vec<u8>, value: &T) -> Result<Vec<u8>, Error> {
+    postcard::to_extend(value, bytes)
+}
+
+/// Reads a value, which may have parts of the bytes in it.
 ///
 /// # Errors
 /// When the bytes end early or hold something else.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
     postcard::from_bytes(bytes)
 }
 
@@ -31,6 +47,8 @@ pub fn encoded_bytes<T: Serialize>(value: &T) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use serde_bytes::ByteBuf;
+
     use super::*;
     use crate::event::Finish;
     use crate::log::Record;
@@ -74,7 +92,7 @@ mod tests {
         let request = http::Request {
             method: "POST".into(),
             url: "https://a.example/x".into(),
-            headers: vec![("x-a".into(), b"1".to_vec()), ("x-b".into(), vec![])],
+            headers: vec![("x-a".into(), ByteBuf::from(b"1")), ("x-b".into(), ByteBuf::new())],
             secret_headers: vec![("authorization".into(), Template { pieces: vec![Piece::Secret("key".into())] })],
             body: Some(b"body".to_vec().into()),
             timeouts: http::Timeouts { connect_ms: Some(u64::MAX), ..http::Timeouts::default() },

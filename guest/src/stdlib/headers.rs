@@ -1,10 +1,10 @@
 //! Header lists: as the contract has them, and as a script does.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use mlua::Value;
 use neoc_abi::secret::Template;
+use serde_bytes::ByteBuf;
 
 use super::{arguments::type_name, secret};
 use crate::plain::{Field, Plain};
@@ -13,21 +13,19 @@ use crate::plain::{Field, Plain};
 const MAX_BYTES: usize = 64 * 1024;
 
 /// Headers by their lower-case names, as a script's table has them; repeated ones joined by a comma and a space.
-pub type Joined<'a> = BTreeMap<&'a str, Cow<'a, [u8]>>;
+pub type Joined<'a> = Vec<(&'a str, Cow<'a, [u8]>)>;
 
-/// Joins what is repeated.
-pub fn joined(headers: &[(String, Vec<u8>)]) -> Joined<'_> {
-    let mut joined = Joined::new();
+/// Joins what is repeated. Of the few headers that the host lets pass, each is looked for among those before it.
+pub fn joined<'a>(headers: impl ExactSizeIterator<Item = (&'a str, &'a [u8])>) -> Joined<'a> {
+    let mut joined = Joined::with_capacity(headers.len());
     for (name, value) in headers {
-        match joined.get_mut(name.as_str()) {
-            Some(values) => {
+        match joined.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, values)) => {
                 let values = values.to_mut();
                 values.extend_from_slice(b", ");
                 values.extend_from_slice(value);
             }
-            None => {
-                joined.insert(name, Cow::Borrowed(value));
-            }
+            None => joined.push((name, Cow::Borrowed(value))),
         }
     }
     joined
@@ -42,7 +40,7 @@ pub fn fields<'a>(joined: &'a Joined<'_>) -> Vec<Field<'a>> {
 #[derive(Debug, Default)]
 pub struct Headers {
     /// Whose values are known.
-    pub plain: Vec<(String, Vec<u8>)>,
+    pub plain: Vec<(String, ByteBuf)>,
     /// Whose values have secrets in them.
     pub secret: Vec<(String, Template)>,
 }
@@ -51,7 +49,7 @@ pub struct Headers {
 ///
 /// # Errors
 /// As [`from_value`], and for a secret.
-pub fn plain(value: &Value) -> Result<Vec<(String, Vec<u8>)>, String> {
+pub fn plain(value: &Value) -> Result<Vec<(String, ByteBuf)>, String> {
     let Headers { plain, secret } = from_value(value)?;
     match secret.first() {
         None => Ok(plain),
@@ -100,7 +98,7 @@ fn push(headers: &mut Headers, room: &mut usize, name: &str, value: &Value) -> R
     }
     let mut add = |value: &[u8]| {
         take(value.len())?;
-        headers.plain.push((name.to_owned(), value.to_vec()));
+        headers.plain.push((name.to_owned(), ByteBuf::from(value)));
         Ok::<_, String>(())
     };
     match value {

@@ -232,7 +232,7 @@ fn item(lua: &Lua, outcome: Outcome) -> mlua::Result<Value> {
 
 fn response_table(lua: &Lua, response: &Response) -> Answer {
     let Response { status, headers, body } = response;
-    let headers = headers::joined(headers);
+    let headers = headers::joined(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
     let headers = headers::fields(&headers);
     let fields = [
         ("status", Plain::Number((*status).into())),

@@ -20,9 +20,10 @@ mod values;
 mod waiting;
 mod workers;
 
-use neoc_abi::event::{ALONE, Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Limits, Mode, Module, ScriptError, Start, Terms};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Call, Completion, ErrorKind, Operation, OperationError, Outcome, Reply, http, time, wire};
+use serde_bytes::ByteBuf;
 
 use crate::host::double::{Answer, SAID, Said};
 use crate::vm::Vm;
@@ -76,12 +77,13 @@ impl Guest {
         guest
     }
 
-    fn start(&mut self, event: Event) {
+    fn start(&mut self, event: Event<'_>) {
         self.start_as(ALONE, event);
     }
 
-    fn start_as(&mut self, request: u32, event: Event) {
-        self.vm.start(&wire::encode(&Start { request, event, random_seed: 7, limits: LIMITS }).expect("encodes"));
+    fn start_as(&mut self, request: u32, event: Event<'_>) {
+        let terms = Terms { request, random_seed: 7, limits: LIMITS };
+        self.vm.start(&wire::encode(&Start { event, terms }).expect("encodes"));
     }
 
     /// The operations submitted since the last call.
@@ -169,7 +171,10 @@ fn answer(operation: Operation) -> Outcome {
         Operation::Time(time::Operation::Wait { seconds }) => Reply::Time(time::Reply::Waited { seconds }),
         Operation::Http(http::Operation::Request(request)) => Reply::Http(http::Reply::Response(http::Response {
             status: 200,
-            headers: vec![("x-url".into(), request.url.clone().into()), ("x-url".into(), b"again".to_vec())],
+            headers: vec![
+                ("x-url".into(), ByteBuf::from(request.url.as_bytes())),
+                ("x-url".into(), ByteBuf::from(b"again")),
+            ],
             body: request.url.into(),
         })),
         Operation::Workers(neoc_abi::workers::Operation::Run(work)) => {

@@ -3,6 +3,7 @@
 use neoc_abi::event::Finish;
 use neoc_abi::log::{Level, MAX_LINE_BYTES};
 use neoc_abi::{Operation, OperationError, Reply, fs, http, kv};
+use serde_bytes::ByteBuf;
 
 use super::{Guest, answer, check};
 
@@ -75,7 +76,11 @@ fn hyper_calls_become_operations() {
     check_http("hyper.get('u').body", request("GET"), "u");
     check_http("hyper.get('u').headers['x-url']", request("GET"), "u, again");
     let with_options = http::Request {
-        headers: vec![("A".into(), b"1".to_vec()), ("b".into(), b"x".to_vec()), ("b".into(), b"y".to_vec())],
+        headers: vec![
+            ("A".into(), ByteBuf::from(b"1")),
+            ("b".into(), ByteBuf::from(b"x")),
+            ("b".into(), ByteBuf::from(b"y")),
+        ],
         timeouts: http::Timeouts { total_ms: Some(2500), ..Default::default() },
         ..request("GET")
     };

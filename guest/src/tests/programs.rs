@@ -17,7 +17,7 @@ mod program;
 use std::cell::{Cell, RefCell};
 
 use mlua::{Function, Lua, Table};
-use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, Start};
+use neoc_abi::event::{ALONE, Bundle, Event, Finish, Mode, Module, Start, Terms};
 use neoc_abi::log::{Level, Record};
 use neoc_abi::{Completion, wire};
 use proptest::prelude::*;
@@ -213,7 +213,8 @@ fn run(vm: &mut Vm, source: &str, ledger: &Table) -> Vec<String> {
     load(vm, source);
     let check = |name: &str| ledger.get::<Function>(name).expect("in the ledger").call::<Vec<String>>(());
     let check = |name: &str| check(name).expect("the ledger's checks are sound");
-    let start = Start { request: ALONE, event: Event::Run(vec![]), random_seed: 7, limits: super::LIMITS };
+    let terms = Terms { request: ALONE, random_seed: 7, limits: super::LIMITS };
+    let start = Start { event: Event::Run(vec![]), terms };
     let mut n_waiting = vm.start(&wire::encode(&start).expect("encodes"));
     let mut answered = false;
     loop {

@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use neoc_abi::api::MODULES;
-use neoc_abi::event::{Event, Finish, Mode, Request};
+use neoc_abi::event::{Event, Finish, Mode};
 use neoc_abi::module::{MAX_PATH_BYTES, MAX_PATHS, Reply};
 use neoc_abi::{Operation, Outcome, Reply as AnyReply, module, wire};
 
-use super::{Guest, check, operation_of};
+use super::{Guest, check, operation_of, requests};
 use crate::host::double::SAID;
 
 thread_local! {
@@ -91,8 +91,8 @@ pub fn load_as(mode: Mode, files: &[(&str, &str)], source: &str) -> (Guest, Fini
     loaded
 }
 
-fn request() -> Event {
-    Event::Request(Request { method: "GET".into(), path: "/".into(), query: vec![], headers: vec![], body: vec![] })
+fn request() -> Event<'static> {
+    Event::Request(requests::request())
 }
 
 /// Serves one request; gives the answer's text.

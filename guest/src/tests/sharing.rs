@@ -28,7 +28,7 @@ fn shared(source: &str) -> Guest {
 }
 
 fn start(guest: &mut Guest, number: u32, path: &str) {
-    guest.start_as(number, Event::Request(Request { path: path.into(), ..requests::request() }));
+    guest.start_as(number, Event::Request(Request { path, ..requests::request() }));
 }
 
 /// The imports that were called since the last look, each with the request that it was for.

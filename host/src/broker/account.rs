@@ -24,7 +24,7 @@ pub struct Account {
 /// What a request and its workers use together: a fan-out multiplies nothing.
 pub(super) struct Counts {
     pub(super) subrequests: Total,
-    pub(super) traffic: Arc<Traffic>,
+    pub(super) traffic: Traffic,
     pub(super) detached: AtomicU32,
     /// Absent without a grant.
     pub(super) workers: Option<Room>,
@@ -98,7 +98,7 @@ impl Counts {
         let Limits { subrequests, egress_bytes, ingress_bytes, .. } = tenant.limits;
         Self {
             subrequests: Total::new(subrequests.get().into()),
-            traffic: Arc::new(Traffic { egress: Total::new(egress_bytes), ingress: Total::new(ingress_bytes) }),
+            traffic: Traffic { egress: Total::new(egress_bytes), ingress: Total::new(ingress_bytes) },
             detached: AtomicU32::new(0),
             workers: tenant.usable_workers().as_ref().map(Room::new),
         }

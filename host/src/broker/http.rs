@@ -8,6 +8,7 @@ use neoc_abi::{
     http::Operation,
     secret::{MAX_PIECES, Piece, Template},
 };
+use serde_bytes::ByteBuf;
 use url::Url;
 
 use super::{Basis, Broker, Caller, Connections, Decided, Refused, Traffic, egress::Destination, subject::Subject};
@@ -292,11 +293,12 @@ fn judge_address(permit: &Permit, address: IpAddr) -> Decided<()> {
     Ok(((), basis))
 }
 
-fn checked_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, Refused> {
+fn checked_headers(headers: Vec<(String, ByteBuf)>) -> Result<HeaderMap, Refused> {
     let mut checked = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let parsed = header_name(&name)?;
-        let value = HeaderValue::from_bytes(&value).map_err(|_| control_character(&parsed))?;
+        let value = HeaderValue::from_maybe_shared(bytes::Bytes::from(value.into_vec()));
+        let value = value.map_err(|_| control_character(&parsed))?;
         checked.append(parsed, value);
     }
     Ok(checked)

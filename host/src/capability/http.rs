@@ -17,6 +17,7 @@ use neoc_abi::{
     OperationError,
     http::{Reply, Response},
 };
+use serde_bytes::ByteBuf;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::{Position, Url};
 
@@ -227,11 +228,15 @@ async fn read(
 ) -> Result<Response, OperationError> {
     let (url, request, most) = (permit.url(), permit.request(), permit.response_body_bytes());
     let failed = |error: BodyError| error.into_error(&format!("hyper: {url}"), most);
-    let (mut parts, mut body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
+    let (status, mut headers) = (parts.status.as_u16(), parts.headers);
     if body.size_hint().lower() > most {
         return Err(failed(BodyError::TooLarge));
     }
-    let mut content = BodyReader::new(&mut parts.headers, request.decompress, most).map_err(failed)?;
+    let mut content = BodyReader::new(&mut headers, request.decompress, most).map_err(failed)?;
+    // While hyper's headers are there, it cannot use the buffer that they lie in for what comes next.
+    let in_order = in_order(&headers);
+    drop(headers);
     let between = request.timeouts.between_bytes;
     loop {
         let frame = timeout(between, connection.drive(body.frame()))
@@ -244,11 +249,11 @@ async fn read(
         content.push(&data).map_err(failed)?;
     }
     let body = content.finish().map_err(failed)?;
-    Ok(Response { status: parts.status.as_u16(), headers: in_order(&parts.headers), body })
+    Ok(Response { status, headers: in_order, body })
 }
 
-fn in_order(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+fn in_order(headers: &HeaderMap) -> Vec<(String, ByteBuf)> {
+    headers.iter().map(|(name, value)| (name.as_str().to_owned(), ByteBuf::from(value.as_bytes()))).collect()
 }
 
 /// The error of the timeout with this name.

@@ -114,7 +114,7 @@ async fn run(
         share,
         image,
         resident: None,
-        event: Event::Run(arguments),
+        event: Event::Run(arguments).write()?,
         memory_bytes,
         cpu: CpuBudget::new(tenant.limits.cpu),
         wall: tenant.limits.wall,

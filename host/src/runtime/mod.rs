@@ -64,7 +64,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use neoc_abi::event::{ALONE, Event, Finish, Start};
+use neoc_abi::event::{ALONE, Finish, Terms, Written};
 use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::Linker;
 
@@ -86,7 +86,7 @@ use self::{
     meter::CpuMeter,
     preempt::{Interrupt, Watcher},
     renewal::Renewed,
-    requests::Requests,
+    requests::{Change, Requests},
     scheduler::Scheduler,
     state::{Reach, State},
     tenant_image::Dirty,
@@ -161,7 +161,7 @@ pub struct Job {
     /// The VM of its tenant's that it is a request in. None: it has one for itself.
     pub resident: Option<Arc<Resident>>,
     /// What to do.
-    pub event: Event,
+    pub event: Written,
     /// Memory for this VM, in bytes.
     pub memory_bytes: usize,
     /// CPU time for it and its workers, time parked in I/O not counted.
@@ -331,15 +331,14 @@ impl Runtime {
         requests.enter(ALONE, effects, log.clone(), None);
         let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Requests(requests));
         let mut vm = self.ready(&image, state).await.map_err(failed)?;
-        let start = Start { request: ALONE, event, random_seed: random_seed(), limits };
-        let mut n_waiting = vm.start(&start).await.map_err(failed)?;
+        let terms = Terms { request: ALONE, random_seed: random_seed(), limits };
+        let mut n_waiting = vm.start(event, &terms).await.map_err(failed)?;
         let mut end = Some(end);
         loop {
             let requests = vm.requests().map_err(failed)?;
-            if let Some((finish, _)) = requests.take_changes().pop().and_then(|change| change.end)
+            if let Some(Change { end: Some((finish, _)), n_stalls, .. }) = requests.next_change()
                 && let Some(end) = end.take()
             {
-                let n_stalls = requests.n_stalls(ALONE);
                 let ended = Ended { finish, cpu: cpu.used(), n_stalls, has_detached: n_waiting > 0 };
                 if tracing::enabled!(target: "neoc::pages", tracing::Level::DEBUG) {
                     let Dirty { n_pages, n_regions } =

@@ -33,8 +33,8 @@ pub struct Requests {
     by_number: BTreeMap<u32, Box<Request>>,
     /// Those for which something has arrived that was not delivered, in order.
     line: VecDeque<u32>,
-    /// Those that the guest has said the end of, since somebody asked.
-    changed: Vec<u32>,
+    /// Those that the guest has said something of, and of which nobody has heard it yet, in order.
+    changed: VecDeque<u32>,
     /// The last handle of a connection, over all requests: one that another request has opened stands for nothing.
     handles: Arc<AtomicU32>,
     completions: mpsc::UnboundedSender<Arrival>,
@@ -52,6 +52,8 @@ pub struct Change {
     pub end: Option<(Finish, u32)>,
     /// Whether all its tasks have ended.
     pub is_over: bool,
+    /// How often the VM stood still for it.
+    pub n_stalls: u32,
 }
 
 /// The VM stood still for a request until that request's time was over.
@@ -64,7 +66,7 @@ pub struct StalledForTooLong;
 impl Default for Requests {
     fn default() -> Self {
         let (completions, finished) = mpsc::unbounded_channel();
-        let (by_number, line, changed) = (BTreeMap::new(), VecDeque::new(), Vec::new());
+        let (by_number, line, changed) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
         Self { by_number, line, changed, handles: Arc::default(), completions, finished }
     }
 }
@@ -130,11 +132,6 @@ impl Requests {
         }
     }
 
-    /// How often the VM stood still for a request.
-    pub fn n_stalls(&self, number: u32) -> u32 {
-        self.by_number.get(&number).map_or(0, |request| request.n_stalls)
-    }
-
     /// Keeps how a request ended.
     pub fn finish(&mut self, number: u32, finish: Finish, n_left: u32) {
         self.note(number, |request| {
@@ -152,19 +149,19 @@ impl Requests {
         let Some(request) = self.by_number.get_mut(&number) else { return };
         change(request);
         if !std::mem::replace(&mut request.is_noted, true) {
-            self.changed.push(number);
+            self.changed.push_back(number);
         }
     }
 
-    /// What the guest has said since the last call, in order.
-    pub fn take_changes(&mut self) -> Vec<Change> {
-        let changed = std::mem::take(&mut self.changed).into_iter();
-        let change = |number| {
-            let request = self.by_number.get_mut(&number)?;
+    /// The next thing that the guest has said, if there is one that was not asked for.
+    pub fn next_change(&mut self) -> Option<Change> {
+        while let Some(number) = self.changed.pop_front() {
+            let Some(request) = self.by_number.get_mut(&number) else { continue };
             request.is_noted = false;
-            Some(Change { number, end: request.end.take(), is_over: request.is_over })
-        };
-        changed.filter_map(change).collect()
+            let Request { is_over, n_stalls, .. } = **request;
+            return Some(Change { number, end: request.end.take(), is_over, n_stalls });
+        }
+        None
     }
 
     /// Waits for operations to finish, and gives those of one request that have, and its number. None when none is
@@ -256,7 +253,7 @@ impl Requests {
     /// Takes what has arrived for a request, as far as it is one batch.
     fn take_batch(&mut self, number: u32) -> Vec<Completion> {
         let Some(request) = self.by_number.get_mut(&number) else { return Vec::new() };
-        let (mut batch, mut n_bytes) = (Vec::new(), 0);
+        let (mut batch, mut n_bytes) = (Vec::with_capacity(request.arrived.len()), 0);
         while n_bytes < BATCH_BYTES
             && let Some(completion) = request.arrived.pop_front()
         {
@@ -320,8 +317,10 @@ mod tests {
             gone
         });
         assert_eq!(gone, 100);
-        while requests.by_number[&ALONE].running.len() > 38 {
-            requests.by_number.get_mut(&ALONE).expect("there").running.try_join_next();
+        let request = requests.by_number.get_mut(&ALONE).expect("there");
+        let running = &mut request.operations.as_mut().expect("it has had some").running;
+        while running.len() > 38 {
+            running.try_join_next();
             std::thread::yield_now();
         }
         assert!(requests.submit(ALONE, 200, wait()).is_none());
@@ -337,7 +336,7 @@ mod tests {
         requests.finish(7, Finish::Done, 0);
         requests.over(7);
         requests.stall(7);
-        assert!(requests.take_changes().is_empty() && requests.log(7).is_none() && requests.n_stalls(7) == 0);
+        assert!(requests.next_change().is_none() && requests.log(7).is_none());
         assert!(io.block_on(requests.next_batch()).is_none());
         assert!(requests.submit(ALONE, 1, wait()).is_none());
         // What another has under way cannot be stopped under a wrong number.

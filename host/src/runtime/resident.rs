@@ -54,7 +54,8 @@ struct Visit {
     deadline: Instant,
     place: OwnedSemaphorePermit,
     end: oneshot::Sender<Result<Ended, Setback>>,
-    over: oneshot::Sender<Failure>,
+    /// Absent where no task may go on after the answer.
+    over: Option<oneshot::Sender<Failure>>,
 }
 
 /// Why a visit comes to no end.
@@ -127,7 +128,8 @@ impl Drop for Presence {
 /// # Errors
 /// Why the VM was killed, or had no place.
 pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> Result<Ended, Failure> {
-    let (wall, detach, log) = (job.wall, job.detach.clone(), job.log.clone());
+    let (wall, detach) = (job.wall, job.detach.clone());
+    let log = detach.is_some().then(|| job.log.clone());
     let deadline = Instant::now() + wall;
     let visit = async {
         let place = tokio::time::timeout(SLOT_WAIT, Arc::clone(&resident.places).acquire_owned()).await;
@@ -135,7 +137,7 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
         // 0 is the number of who has a VM alone.
         let number = resident.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         let (end, mut ended) = oneshot::channel();
-        let (over, is_over) = oneshot::channel();
+        let (over, is_over) = detach.is_some().then(oneshot::channel).unzip();
         let mut visit = Box::new(Visit { number, job, deadline, place, end, over });
         loop {
             let presence = resident.admit(runtime, visit);
@@ -155,7 +157,7 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
     if !ended.has_detached {
         presence.line = None;
     }
-    if let Some(grant) = detach
+    if let (Some(grant), Some(log), Some(is_over)) = (detach, log, is_over)
         && ended.has_detached
     {
         let seen = Arc::clone(&runtime.outliving).read_owned().await;

@@ -4,7 +4,8 @@
 
 use std::{path::Path, thread};
 
-use neoc_abi::event::{Limits, Mode, Module, Request};
+use neoc_abi::event::{Event, Limits, Mode, Module, Request};
+use serde_bytes::Bytes;
 
 use super::memory::PAGE_BYTES;
 use super::*;
@@ -59,8 +60,8 @@ async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces:
         assert!(grown.chunks(PAGE_BYTES).all(|page| page == [0; PAGE_BYTES]), "memory that does not begin as zeros");
     }
     image.restore(&mut vm).expect("fits");
-    vm.start(&start(&format!("/{n_pieces}"))).await.expect("runs");
-    let end = vm.requests().expect("it has one").take_changes().pop().and_then(|change| change.end);
+    vm.start(event(&format!("/{n_pieces}")), &TERMS).await.expect("runs");
+    let end = vm.requests().expect("it has one").next_change().and_then(|change| change.end);
     let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
     assert_eq!(response.body, n_pieces.to_string().into_bytes());
     // So a byte of it that stayed would have been seen.
@@ -88,10 +89,12 @@ pub(super) fn state(marker: &str, cpu: Duration) -> State {
     State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(cpu)), ScriptLog::discard(), reach)
 }
 
-fn start(path: &str) -> Start {
-    let request = Request { method: "GET".into(), path: path.into(), query: vec![], headers: vec![], body: vec![] };
-    let limits = Limits { pending_operations: 1, tasks: 1, timers: 1 };
-    Start { request: ALONE, event: Event::Request(request), random_seed: 1, limits }
+const TERMS: Terms =
+    Terms { request: ALONE, random_seed: 1, limits: Limits { pending_operations: 1, tasks: 1, timers: 1 } };
+
+fn event(path: &str) -> Written {
+    let request = Request { method: "GET", path, query: vec![], headers: vec![], body: Bytes::new(&[]) };
+    Event::Request(request).write().expect("has a form")
 }
 
 /// A sandbox for three VMs, with what it needs.
@@ -142,7 +145,7 @@ fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
             let mut vm = runtime.fresh(state(marker, cpu)).await.expect("there is a slot");
             image.restore(&mut vm).expect("fits");
             vm.grow(n_pages).expect("within its limit");
-            let has_ended = vm.start(&start(path)).await.is_ok();
+            let has_ended = vm.start(event(path), &TERMS).await.is_ok();
             runtime.renewed.keep(vm);
             has_ended
         };
@@ -177,7 +180,7 @@ fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_bee
     io.block_on(Witnessed::new(async {
         let mut vm = runtime.fresh(state("a", Duration::from_secs(60))).await.expect("there is a slot");
         image.restore(&mut vm).expect("fits");
-        let mut n_waiting = vm.start(&start("/")).await.expect("runs");
+        let mut n_waiting = vm.start(event("/"), &TERMS).await.expect("runs");
         while n_waiting > 0 {
             vm.fold();
             // A second time changes nothing.
@@ -187,7 +190,7 @@ fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_bee
             n_waiting = vm.complete(batch).await.expect("runs");
             assert!(vm.memory().expect("has one") != runtime.memories.content());
         }
-        let end = vm.requests().expect("it has one").take_changes().pop().and_then(|change| change.end);
+        let end = vm.requests().expect("it has one").next_change().and_then(|change| change.end);
         let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
         assert_eq!(String::from_utf8_lossy(&response.body), "a1 a2 a39000");
         runtime.renewed.keep(vm);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use neoc_abi::{
     Completion, OperationError,
-    event::{Bundle, Finish, Start},
+    event::{Bundle, Finish, Terms, Written},
     wire,
 };
 use wasmtime::{
@@ -315,18 +315,18 @@ impl Vm {
     ///
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
-    pub async fn start(&mut self, start: &Start) -> Result<u32> {
+    pub async fn start(&mut self, event: Written, terms: &Terms) -> Result<u32> {
         let function = self.calls.start.clone();
-        self.call(&function, wire::encode(start)?, Room::Given).await?.ok_or_else(no_room)
+        self.call(&function, event.start(terms)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// As [`Vm::start`], beside what the VM is busy with. None: it has no room for it.
     ///
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
-    pub async fn start_beside(&mut self, start: &Start) -> Result<Option<u32>> {
+    pub async fn start_beside(&mut self, event: Written, terms: &Terms) -> Result<Option<u32>> {
         let function = self.calls.start.clone();
-        let bytes = wire::encode(start)?;
+        let bytes = event.start(terms)?;
         // Also for what comes of a small one: beside many others there may be little left.
         let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
         self.call(&function, bytes, room).await

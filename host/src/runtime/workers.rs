@@ -57,13 +57,14 @@ async fn run(request: Arc<Request>, permit: Permit, place: Place) -> Result<Repl
     if work.arguments.len() > request.memory_bytes / 2 {
         return Err(OperationError::limit("memory", "the arguments take more than half of a worker's memory"));
     }
+    let event = Event::Work(work).write().map_err(|_| OperationError::invalid("the arguments have no form"))?;
     request.cpu.share();
     let effects = request.line.worker(Arc::clone(&caller), (place, argument_bytes));
     let job = Job {
         share: request.share.clone(),
         image: Arc::clone(&request.image),
         resident: None,
-        event: Event::Work(work),
+        event,
         memory_bytes: request.memory_bytes,
         cpu: Arc::clone(&request.cpu),
         // Never reached: whoever waits for it began earlier.

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, request::Parts};
+use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use neoc_abi::event::Request;
+use neoc_abi::{
+    event::{Event, Request, Written},
+    wire,
+};
+use serde_bytes::Bytes;
 
 /// Longest pause within a body.
 const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -44,17 +48,18 @@ pub async fn read_body(mut body: Incoming, most_bytes: u64) -> Result<Vec<u8>, B
 }
 
 /// The request as the script gets it.
-pub fn request(parts: &Parts, body: Vec<u8>) -> Request {
+///
+/// # Errors
+/// None in practice: each request has a form in a message.
+pub fn event(parts: &Parts, body: &[u8]) -> Result<Written, wire::Error> {
     let query = parts.uri.query().unwrap_or_default();
-    Request {
-        method: parts.method.as_str().to_owned(),
-        path: parts.uri.path().to_owned(),
-        query: url::form_urlencoded::parse(query.as_bytes()).into_owned().collect(),
-        headers: headers(&parts.headers),
-        body,
-    }
-}
-
-fn headers(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
-    headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect()
+    let query: Vec<_> = url::form_urlencoded::parse(query.as_bytes()).collect();
+    let request = Request {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        query: query.iter().map(|(name, value)| (&**name, &**value)).collect(),
+        headers: parts.headers.iter().map(|(name, value)| (name.as_str(), Bytes::new(value.as_bytes()))).collect(),
+        body: Bytes::new(body),
+    };
+    Event::Request(request).write()
 }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use neoc_abi::event::{self, Event, Finish};
+use neoc_abi::event::{self, Finish, Written};
+use serde_bytes::ByteBuf;
 
 use super::{
     generation::{Generation, LoadError, Reloaded},
@@ -160,16 +161,17 @@ impl Service {
             Err(BodyError::TooSlow) => return plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
             Err(BodyError::Broken) => return plain(StatusCode::BAD_REQUEST, "the body is broken", id),
         };
-        self.run(&generation, tenant, inbound::request(&parts, body), id).await
+        let Ok(event) = inbound::event(&parts, &body) else {
+            return failed(&Failure::Internal("the request has no form in a message".into()), tenant, id);
+        };
+        drop(body);
+        // hyper looks for the end of the connection while the script runs; it reads into the same buffer again only if
+        // nothing of the request is left in it.
+        drop(parts);
+        self.run(&generation, tenant, event, id).await
     }
 
-    async fn run(
-        &self,
-        generation: &Generation,
-        tenant: &Arc<Tenant>,
-        request: event::Request,
-        id: &Arc<str>,
-    ) -> Answer {
+    async fn run(&self, generation: &Generation, tenant: &Arc<Tenant>, event: Written, id: &Arc<str>) -> Answer {
         let Some(caller) = generation.broker.caller(&tenant.policy, Arc::clone(id)) else {
             return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
         };
@@ -182,7 +184,7 @@ impl Service {
             share: tenant.share.clone(),
             image: Arc::clone(&tenant.image),
             resident: tenant.resident.clone(),
-            event: Event::Request(request),
+            event,
             memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
             cpu: CpuBudget::new(limits.cpu),
             wall: limits.wall,
@@ -287,7 +289,7 @@ fn convert(response: event::Response) -> Result<Answer, String> {
     Ok(answer)
 }
 
-fn convert_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String> {
+fn convert_headers(headers: Vec<(String, ByteBuf)>) -> Result<HeaderMap, String> {
     const FRAMING: [HeaderName; 6] = [
         header::CONNECTION,
         header::CONTENT_LENGTH,
@@ -303,7 +305,7 @@ fn convert_headers(headers: Vec<(String, Vec<u8>)>) -> Result<HeaderMap, String>
         if FRAMING.contains(&parsed) {
             return Err(format!("the header {parsed} is set by the host alone"));
         }
-        let value = HeaderValue::from_bytes(&value)
+        let value = HeaderValue::from_maybe_shared(Bytes::from(value.into_vec()))
             .map_err(|_| format!("the value of the header {parsed} has a control character"))?;
         converted.append(parsed, value);
     }
@@ -332,7 +334,7 @@ mod tests {
     use super::*;
 
     fn response(status: u16, name: &str, value: &str) -> event::Response {
-        event::Response { status, headers: vec![(name.into(), value.into())], body: vec![] }
+        event::Response { status, headers: vec![(name.into(), ByteBuf::from(value))], body: vec![] }
     }
 
     #[test]

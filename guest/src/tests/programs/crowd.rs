@@ -2,7 +2,7 @@
 //! would wait for ever: in such a VM nobody else ends them.
 
 use mlua::{Function, Table};
-use neoc_abi::event::{Event, Finish, Start};
+use neoc_abi::event::{Event, Finish, Start, Terms};
 use neoc_abi::{Completion, wire};
 
 use super::program::Program;
@@ -43,7 +43,8 @@ pub fn try_crowd(crowd: &[Attempt], host: u64) -> Vec<String> {
         let ledger = new_ledger(&vm, program);
         load(&mut vm, &format!("local ledger = ledger\n{}", program.to_luau()));
         SAID.with_borrow_mut(|said| (said.requests.clear(), said.n_left.clear()));
-        let start = Start { request: number, event: Event::Run(vec![]), random_seed: 7, limits: LIMITS };
+        let terms = Terms { request: number, random_seed: 7, limits: LIMITS };
+        let start = Start { event: Event::Run(vec![]), terms };
         requests.push(Request { number, ledger, finish: None, is_cancelled: false, is_over: false });
         vm.start(&wire::encode(&start).expect("encodes"));
         settle(&mut vm, &mut requests);

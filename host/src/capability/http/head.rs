@@ -94,34 +94,57 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
 impl Head {
     /// From now on a head is expected.
     pub fn expect(&self) {
-        *self.0.lock() = State { expected: true, ..State::default() };
+        self.0.lock().begin(0, 0);
     }
 }
 
 // === impl State ===
 
 impl State {
-    fn read(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
-        for byte in bytes {
-            if !self.expected {
-                break;
+    /// Expects a head, after interim ones of so many bytes.
+    fn begin(&mut self, n_bytes: usize, n_interim: usize) {
+        // Its room is used again.
+        let line = std::mem::take(&mut self.line);
+        *self = Self { expected: true, line, n_bytes, n_interim, ..Self::default() };
+        self.line.clear();
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) -> Result<(), &'static str> {
+        while self.expected
+            && let Some((first, after)) = bytes.split_first()
+        {
+            let is_plain = |byte: &u8| !matches!(byte, 0 | b'\r' | b'\n');
+            if !is_plain(first) || self.line.last() == Some(&b'\r') {
+                self.take(*first)?;
+                bytes = after;
+                continue;
             }
-            self.take(*byte)?;
+            let n_plain = bytes.iter().take_while(|byte| is_plain(byte)).count();
+            let (plain, rest) = bytes.split_at(n_plain);
+            self.count(n_plain)?;
+            self.line.extend_from_slice(plain);
+            bytes = rest;
         }
         Ok(())
     }
 
+    fn count(&mut self, n_bytes: usize) -> Result<(), &'static str> {
+        self.n_bytes += n_bytes;
+        if self.n_bytes > MAX_HEAD_BYTES { Err("the head is too large") } else { Ok(()) }
+    }
+
+    /// Takes a byte where it matters which one it is.
     fn take(&mut self, byte: u8) -> Result<(), &'static str> {
-        self.n_bytes += 1;
-        if self.n_bytes > MAX_HEAD_BYTES {
-            return Err("the head is too large");
-        }
+        self.count(1)?;
         match (self.line.last(), byte) {
             (_, 0) => Err("a zero byte in the head"),
             (Some(b'\r'), b'\n') => {
-                self.line.pop();
-                let line = std::mem::take(&mut self.line);
-                self.end_line(&line)
+                let mut line = std::mem::take(&mut self.line);
+                line.pop();
+                self.end_line(&line)?;
+                line.clear();
+                self.line = line;
+                Ok(())
             }
             (Some(b'\r'), _) | (_, b'\n') => Err("a line that does not end in CRLF"),
             _ => {
@@ -169,7 +192,7 @@ impl State {
         if n_interim == MAX_INTERIM {
             return Err("too many interim answers");
         }
-        *self = Self { expected: true, n_bytes, n_interim: n_interim + 1, ..Self::default() };
+        self.begin(n_bytes, n_interim + 1);
         Ok(())
     }
 }

@@ -34,9 +34,10 @@ pub(super) struct Request {
     pub(super) deadline: Option<Instant>,
     /// Whether that is over: it gets nothing more.
     pub(super) is_stopped: bool,
-    pub(super) running: JoinSet<()>,
-    /// What it has open. Goes with it.
-    pub(super) sockets: Arc<Sockets>,
+    /// Absent until its first operation: many have none.
+    pub(super) operations: Option<Operations>,
+    /// See [`super::Requests`].
+    handles: Arc<AtomicU32>,
     /// The operations whose completion the guest waits for.
     pub(super) awaited: HashMap<u32, AbortHandle>,
     /// What is to be delivered.
@@ -49,6 +50,13 @@ pub(super) struct Request {
     pub(super) is_noted: bool,
 }
 
+/// The operations of a request.
+pub(super) struct Operations {
+    pub(super) running: JoinSet<()>,
+    /// What they have opened.
+    sockets: Arc<Sockets>,
+}
+
 // === impl Request ===
 
 impl Request {
@@ -59,8 +67,8 @@ impl Request {
             log,
             deadline,
             is_stopped: false,
-            running: JoinSet::new(),
-            sockets: Arc::new(Sockets::numbered_by(Arc::clone(handles))),
+            operations: None,
+            handles: Arc::clone(handles),
             awaited: HashMap::new(),
             arrived: VecDeque::new(),
             n_stalls: 0,
@@ -81,11 +89,15 @@ impl Request {
         if self.is_stopped {
             return Some(Err(OperationError::new(ErrorKind::Cancelled, "the request's time is over")));
         }
+        let Operations { running, sockets } = self.operations.get_or_insert_with(|| Operations {
+            running: JoinSet::new(),
+            sockets: Arc::new(Sockets::numbered_by(Arc::clone(&self.handles))),
+        });
         // Finished tasks are kept until they are asked for.
-        while self.running.try_join_next().is_some() {}
+        while running.try_join_next().is_some() {}
         let limits = self.effects.limits();
         let most = [limits.pending_operations, limits.timers].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        if self.running.len() >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
+        if running.len() >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
             let exceeded = Exceeded::new(Owner::Request, "pending_operations", limits.pending_operations);
             return Some(Err(exceeded.into()));
         }
@@ -94,7 +106,7 @@ impl Request {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
-        let permit = match capability::perform_at_once(&self.sockets, permit) {
+        let permit = match capability::perform_at_once(sockets, permit) {
             Ok(outcome) => return Some(outcome),
             Err(permit) => permit,
         };
@@ -104,7 +116,7 @@ impl Request {
             return Some(Ok(Reply::Module(reply)));
         }
         let (capabilities, modules) = (Arc::clone(&line.capabilities), Arc::clone(&line.modules));
-        let sockets = Arc::clone(&self.sockets);
+        let sockets = Arc::clone(sockets);
         let (launch, gone) = self.effects.launch_for(&permit).unzip();
         let (completions, io) = (completions.clone(), line.io.clone());
         let completion = CompleteOnDrop { number, id, completions, outcome: None, gone, io };
@@ -123,7 +135,7 @@ impl Request {
             }
             completion.outcome = Some(outcome);
         };
-        self.awaited.insert(id, self.running.spawn_on(work, &line.io));
+        self.awaited.insert(id, running.spawn_on(work, &line.io));
         None
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use neoc_abi::{
     Completion,
-    event::{Finish, ScriptError, Start},
+    event::{Finish, ScriptError, Terms},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
@@ -38,7 +38,7 @@ struct Guest {
     detach: Option<Grant>,
     /// Where its end goes, until it has one.
     end: Option<oneshot::Sender<Result<Ended, Setback>>>,
-    /// Dropped when all its tasks have ended; told why if that is not of their own.
+    /// Dropped when all its tasks have ended; told why if that is not of their own. Absent where none may outlive it.
     over: Option<oneshot::Sender<Failure>>,
     _place: OwnedSemaphorePermit,
 }
@@ -134,11 +134,11 @@ impl House {
             return Ok(());
         }
         let Job { event, cpu, log, effects, detach, .. } = job;
-        let start = Start { request: number, event, random_seed: random_seed(), limits: effects.limits() };
+        let terms = Terms { request: number, random_seed: random_seed(), limits: effects.limits() };
         self.requests(number)?.enter(number, effects, log, Some(deadline));
-        self.guests.insert(number, Guest { cpu, detach, end: Some(end), over: Some(over), _place: place });
+        self.guests.insert(number, Guest { cpu, detach, end: Some(end), over, _place: place });
         self.charge_to(number);
-        let started = self.vm.start_beside(&start).await;
+        let started = self.vm.start_beside(event, &terms).await;
         if self.judge(number, started)?.is_none() {
             let error = ScriptError { message: "not enough memory for the request".into(), traceback: String::new() };
             self.requests(number)?.finish(number, Finish::Failed(error), 0);
@@ -173,10 +173,7 @@ impl House {
 
     /// Takes notice of what the guest has said in a call for `caller`.
     fn settle(&mut self, caller: u32) -> Result<(), Fall> {
-        let requests = self.requests(caller)?;
-        let changes = requests.take_changes();
-        let changes: Vec<_> = changes.into_iter().map(|change| (requests.n_stalls(change.number), change)).collect();
-        for (n_stalls, Change { number, end, is_over }) in changes {
+        while let Some(Change { number, end, is_over, n_stalls }) = self.requests(caller)?.next_change() {
             let Some(guest) = self.guests.get_mut(&number) else { continue };
             if let Some((finish, n_left)) = end
                 && let Some(end) = guest.end.take()
