@@ -18,7 +18,7 @@ use crate::support::{
     wait_until,
 };
 
-/// Most idle connections of a tenant.
+/// Most idle connections of a tenant: as many as it may have at once.
 const MAX_IDLE: usize = 32;
 
 /// Origins that one tenant calls.

@@ -162,6 +162,11 @@ impl Connections {
         slot.map(|slot| Connection { _slot: slot }).map_err(|_| OperationError::io("the host is shutting down"))
     }
 
+    /// How many there are.
+    pub fn most(&self) -> usize {
+        usize::try_from(self.most).unwrap_or(usize::MAX)
+    }
+
     /// There was no slot in time.
     pub fn exceeded(&self) -> Exceeded {
         Exceeded::new(Owner::Tenant, "connections", self.most).what("outbound, at once")

@@ -108,12 +108,12 @@ impl Client {
             let (status, has_body) = (response.status(), !response.body().is_end_stream());
             drop(response);
             if !has_body {
-                keep(&pool, &destination, connection).await;
+                keep(&pool, permit, &destination, connection).await;
             }
             return Ok(Answer::Redirect(Redirect { status, location }));
         }
         let response = read(response, &mut connection, permit).await?;
-        keep(&pool, &destination, connection).await;
+        keep(&pool, permit, &destination, connection).await;
         Ok(Answer::Whole(response))
     }
 
@@ -138,9 +138,9 @@ impl Client {
 }
 
 /// Keeps a connection for the next request, if nothing is left unread on it and neither side wants to end it.
-async fn keep(pool: &Pool, destination: &Destination, mut connection: Connection) {
+async fn keep(pool: &Pool, permit: &Permit, destination: &Destination, mut connection: Connection) {
     if connection.is_reusable().await {
-        pool.put(destination.endpoint().clone(), connection);
+        pool.put(destination.endpoint().clone(), connection, permit.connections().most());
     }
 }
 

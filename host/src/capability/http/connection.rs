@@ -64,15 +64,11 @@ impl Connection {
     pub async fn drive<T>(&mut self, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
         poll_fn(|context| {
-            self.poll_driver(context);
-            match future.as_mut().poll(context) {
-                Poll::Ready(value) => Poll::Ready(value),
-                Poll::Pending => {
-                    // What the future asked for may be there already.
-                    self.poll_driver(context);
-                    future.as_mut().poll(context)
-                }
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(value);
             }
+            self.poll_driver(context);
+            future.as_mut().poll(context)
         })
         .await
     }
@@ -80,7 +76,7 @@ impl Connection {
     /// Whether it can serve another request. To be asked when an answer was read to its end.
     pub async fn is_reusable(&mut self) -> bool {
         // Once around, so that hyper sees bytes that nobody asked for, and an end.
-        self.drive(std::future::ready(())).await;
+        poll_fn(|context| Poll::Ready(self.poll_driver(context))).await;
         self.driver.is_some() && self.sender.is_ready()
     }
 

@@ -15,9 +15,8 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use crate::broker::egress::Endpoint;
 
-/// Most idle connections of a tenant. The longest idle one makes room. All may be to one endpoint: most tenants have
-/// one, and what is not kept has to be connected again.
-const MAX_IDLE: usize = 32;
+/// Most idle connections of a tenant, whatever it may have at once.
+const MAX_IDLE: usize = 128;
 
 /// Longest time that a connection is kept idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -60,13 +59,14 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection for the next request.
-    pub fn put(&self, endpoint: Endpoint, connection: Connection) {
+    /// Keeps a connection for the next request. With it there are no more than `most`, which is what the tenant may have
+    /// at once: the longest idle one makes room. All may be to one endpoint, for most tenants have one.
+    pub fn put(&self, endpoint: Endpoint, connection: Connection, most: usize) {
         let kept = Kept { endpoint, connection, until: Instant::now() + IDLE_TIMEOUT };
         // Closed when the lock is free: what is declared first is dropped last.
         let _in_excess;
         let mut idle = self.idle.lock();
-        _in_excess = (idle.connections.len() >= MAX_IDLE).then(|| idle.connections.pop_front());
+        _in_excess = (idle.connections.len() >= most.min(MAX_IDLE)).then(|| idle.connections.pop_front());
         idle.connections.push_back(kept);
         if !std::mem::replace(&mut idle.is_swept, true) {
             tokio::spawn(sweep(Arc::downgrade(&self.idle)));

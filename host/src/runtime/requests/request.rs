@@ -3,14 +3,17 @@
 use std::{
     collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::AtomicU32},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::FutureExt;
 use neoc_abi::{Call, Completion, ErrorKind, OperationError, Outcome, Reply, event::Finish};
 use tokio::{
     sync::{mpsc, oneshot::error::TryRecvError},
-    task::{AbortHandle, JoinSet},
+    task::AbortHandle,
     time::Instant,
 };
 
@@ -34,11 +37,11 @@ pub(super) struct Request {
     pub(super) deadline: Option<Instant>,
     /// Whether that is over: it gets nothing more.
     pub(super) is_stopped: bool,
-    /// Absent until its first operation: many have none.
-    pub(super) operations: Option<Operations>,
+    /// What its operations share. Absent until the first one: many requests have none.
+    shared: Option<Arc<Shared>>,
     /// See [`super::Requests`].
     handles: Arc<AtomicU32>,
-    /// The operations whose completion the guest waits for.
+    /// The operations whose completion the guest waits for. Any other that is still there was stopped.
     pub(super) awaited: HashMap<u32, AbortHandle>,
     /// What is to be delivered.
     pub(super) arrived: VecDeque<Completion>,
@@ -50,11 +53,12 @@ pub(super) struct Request {
     pub(super) is_noted: bool,
 }
 
-/// The operations of a request.
-pub(super) struct Operations {
-    pub(super) running: JoinSet<()>,
-    /// What they have opened.
-    sockets: Arc<Sockets>,
+/// What the operations of a request share.
+struct Shared {
+    /// How many of them are there, stopped ones too.
+    n_running: AtomicUsize,
+    /// What they have opened. Goes with the last of them and their request.
+    sockets: Sockets,
 }
 
 // === impl Request ===
@@ -67,7 +71,7 @@ impl Request {
             log,
             deadline,
             is_stopped: false,
-            operations: None,
+            shared: None,
             handles: Arc::clone(handles),
             awaited: HashMap::new(),
             arrived: VecDeque::new(),
@@ -89,15 +93,13 @@ impl Request {
         if self.is_stopped {
             return Some(Err(OperationError::new(ErrorKind::Cancelled, "the request's time is over")));
         }
-        let Operations { running, sockets } = self.operations.get_or_insert_with(|| Operations {
-            running: JoinSet::new(),
-            sockets: Arc::new(Sockets::numbered_by(Arc::clone(&self.handles))),
+        let shared = self.shared.get_or_insert_with(|| {
+            let sockets = Sockets::numbered_by(Arc::clone(&self.handles));
+            Arc::new(Shared { n_running: AtomicUsize::new(0), sockets })
         });
-        // Finished tasks are kept until they are asked for.
-        while running.try_join_next().is_some() {}
         let limits = self.effects.limits();
         let most = [limits.pending_operations, limits.timers].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        if running.len() >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
+        if shared.n_running.load(Ordering::Relaxed) >= most.iter().sum::<usize>() + SPARE_OPERATIONS {
             let exceeded = Exceeded::new(Owner::Request, "pending_operations", limits.pending_operations);
             return Some(Err(exceeded.into()));
         }
@@ -106,7 +108,7 @@ impl Request {
             Ok(permit) => permit,
             Err(refused) => return Some(Err(refused)),
         };
-        let permit = match capability::perform_at_once(sockets, permit) {
+        let permit = match capability::perform_at_once(&shared.sockets, permit) {
             Ok(outcome) => return Some(outcome),
             Err(permit) => permit,
         };
@@ -116,15 +118,17 @@ impl Request {
             return Some(Ok(Reply::Module(reply)));
         }
         let (capabilities, modules) = (Arc::clone(&line.capabilities), Arc::clone(&line.modules));
-        let sockets = Arc::clone(sockets);
+        let shared = Arc::clone(shared);
         let (launch, gone) = self.effects.launch_for(&permit).unzip();
         let (completions, io) = (completions.clone(), line.io.clone());
-        let completion = CompleteOnDrop { number, id, completions, outcome: None, gone, io };
+        shared.n_running.fetch_add(1, Ordering::Relaxed);
+        let completion =
+            CompleteOnDrop { number, id, completions, outcome: None, gone, io, shared: Arc::clone(&shared) };
         let (broker, caller, name) = (Arc::clone(&line.broker), Arc::clone(&self.effects.caller), permit.capability());
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
             let mut completion = completion;
-            let effect = capability::perform(&capabilities, &modules, &sockets, launch, permit);
+            let effect = capability::perform(&capabilities, &modules, &shared.sockets, launch, permit);
             let effect = AssertUnwindSafe(effect).catch_unwind();
             let outcome = effect.await.unwrap_or_else(|_| {
                 tracing::error!("an operation panicked; its script gets an error");
@@ -135,8 +139,24 @@ impl Request {
             }
             completion.outcome = Some(outcome);
         };
-        self.awaited.insert(id, running.spawn_on(work, &line.io));
+        let operation = line.io.spawn(work).abort_handle();
+        // A guest of ours gives no number twice.
+        if let Some(former) = self.awaited.insert(id, operation) {
+            former.abort();
+        }
         None
+    }
+
+    /// How many operations there are, stopped ones too.
+    #[cfg(test)]
+    pub(super) fn n_running(&self) -> usize {
+        self.shared.as_ref().map_or(0, |shared| shared.n_running.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.awaited.values().for_each(AbortHandle::abort);
     }
 }
 
@@ -149,10 +169,12 @@ struct CompleteOnDrop {
     /// For an operation that has a VM of its own, which a script worker drops a little later.
     gone: Option<Gone>,
     io: tokio::runtime::Handle,
+    shared: Arc<Shared>,
 }
 
 impl Drop for CompleteOnDrop {
     fn drop(&mut self) {
+        self.shared.n_running.fetch_sub(1, Ordering::Relaxed);
         let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
         let outcome = self.outcome.take().unwrap_or_else(stopped);
         let completion = Box::new((self.number, Completion { id: self.id, outcome }));
