@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs and is not there, from Debian's packages; says what it installs.
 #
-#   gcc              links the host, compiles two small C libraries of its dependencies
+#   gcc              links the host, compiles small C libraries of its dependencies, its allocator among them
 #   g++              compiles libFuzzer, for `make fuzz`
 #   python3, pip     fetch zig from PyPI, the guest's C++ compiler; see guest/toolchain.sh
 #

@@ -16,7 +16,7 @@ use super::connection::Connection;
 use crate::broker::egress::Endpoint;
 
 /// Most idle connections of a tenant, whatever it may have at once.
-const MAX_IDLE: usize = 128;
+const MAX_IDLE: usize = 256;
 
 /// Longest time that a connection is kept idle.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
