@@ -241,9 +241,9 @@ impl Requests {
     /// Keeps a completion, if the guest waits for it.
     fn collect(&mut self, number: u32, completion: Completion) {
         let Some(request) = self.by_number.get_mut(&number) else { return };
-        if request.awaited.remove(&completion.id).is_none() {
-            return;
-        }
+        let Some(operation) = request.awaited.remove(&completion.id) else { return };
+        // It has ended, unless the guest has given its number to another: that would be in nobody's hands from now on.
+        operation.abort();
         if request.arrived.is_empty() {
             self.line.push_back(number);
         }
@@ -321,6 +321,24 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(requests.submit(ALONE, 200, wait()).is_none());
+    }
+
+    #[test]
+    fn operations_of_one_number_end_with_the_first_of_them() {
+        let io = io();
+        let mut requests = requests(&io);
+        for is_stopped in [false, true, false] {
+            assert!(requests.submit(ALONE, 1, wait()).is_none());
+            if is_stopped {
+                requests.cancel(ALONE, 1, false);
+            }
+        }
+        let (number, batch) = io.block_on(requests.next_batch()).expect("one was stopped");
+        assert_eq!((number, batch.len(), batch[0].id), (ALONE, 1, 1));
+        while requests.by_number[&ALONE].n_running() > 0 {
+            std::thread::yield_now();
+        }
+        assert!(io.block_on(requests.next_batch()).is_none());
     }
 
     #[test]

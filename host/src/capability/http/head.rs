@@ -25,6 +25,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Longest head, with all interim answers, in bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// A line that takes no more is room for the next one, also in the next answer.
+const KEPT_LINE_BYTES: usize = 1024;
+
 /// Most answers of status 1xx before the real one.
 const MAX_INTERIM: usize = 8;
 
@@ -142,8 +145,10 @@ impl State {
                 let mut line = std::mem::take(&mut self.line);
                 line.pop();
                 self.end_line(&line)?;
-                line.clear();
-                self.line = line;
+                if line.capacity() <= KEPT_LINE_BYTES {
+                    line.clear();
+                    self.line = line;
+                }
                 Ok(())
             }
             (Some(b'\r'), _) | (_, b'\n') => Err("a line that does not end in CRLF"),

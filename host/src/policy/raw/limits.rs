@@ -120,7 +120,7 @@ impl TableToml for LimitsToml {
             form: Form::Count { least: 1, most: limits::MAX_CONNECTIONS as i64 },
             default: "32",
             example: "32",
-            doc: "Outbound connections of the tenant at once. Over it a request waits its turn, no longer than for its own timeout; a socket is refused.",
+            doc: "Outbound connections of the tenant at once; as many, up to 256, are kept idle for later. Over it a request waits its turn, no longer than for its own timeout; a socket is refused.",
         },
         Key {
             name: "subrequests",

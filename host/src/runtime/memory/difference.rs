@@ -39,7 +39,10 @@ impl Difference {
                 }
             }
         }
-        let bytes = runs.iter().flat_map(|run| &after[run.clone()]).copied().collect();
+        // At once as large as they are: thousands of these are kept.
+        let mut bytes = Vec::with_capacity(runs.iter().map(Range::len).sum());
+        runs.iter().for_each(|run| bytes.extend_from_slice(&after[run.clone()]));
+        let bytes = bytes.into_boxed_slice();
         let compact = |run: Range<usize>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.len()).ok()?));
         let runs = runs.into_iter().map(compact).collect::<Option<_>>();
         Ok(Self { runs: runs.ok_or_else(|| io::Error::other("more than 4 GiB of memory"))?, bytes })
