@@ -76,7 +76,11 @@ impl Connection {
     /// Whether it can serve another request. To be asked when an answer was read to its end.
     pub async fn is_reusable(&mut self) -> bool {
         // Once around, so that hyper sees bytes that nobody asked for, and an end.
-        poll_fn(|context| Poll::Ready(self.poll_driver(context))).await;
+        poll_fn(|context| {
+            self.poll_driver(context);
+            Poll::Ready(())
+        })
+        .await;
         self.driver.is_some() && self.sender.is_ready()
     }
 

@@ -184,10 +184,16 @@ impl Slot {
         let (as_before, rest_as_before) = content[..copied.len()].as_chunks::<LINE_BYTES>();
         let (lines, rest) = copied.as_chunks_mut::<LINE_BYTES>();
         lines.iter_mut().zip(as_before).for_each(|(line, as_before)| put_back_line(line, as_before));
-        rest.copy_from_slice(rest_as_before);
+        // Pages are whole lines. To fill nothing is not for nothing: glibc does it with a masked store to where the rest
+        // would be, in the next page, and the processor takes 0.2 us for one to a page that may not be written.
+        if !rest.is_empty() {
+            rest.copy_from_slice(rest_as_before);
+        }
         let (lines, rest) = zeroed.as_chunks_mut::<LINE_BYTES>();
         lines.iter_mut().for_each(|line| put_back_line(line, &[0; LINE_BYTES]));
-        rest.fill(0);
+        if !rest.is_empty() {
+            rest.fill(0);
+        }
     }
 }
 
