@@ -279,7 +279,7 @@ static LUAU_FORCEINLINE void markwhite(global_State* g, GCObject* o)
 """,
     ),
     # Luau collects when its heap has doubled. That of a small script, whose live part is the standard library, would be
-    # marked whole for every hundred short requests.
+    # marked whole again and again by a VM that many short requests share.
     (
         "luau/VM/src/lgc.cpp",
         "size_t luaC_step(lua_State* L, bool assist)\n{\n",

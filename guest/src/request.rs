@@ -28,7 +28,7 @@ pub fn names(lua: &Lua) -> mlua::Result<Vec<LuaString>> {
 /// When there is no memory for it.
 pub fn request_table(lua: &Lua, request: &Request<'_>) -> mlua::Result<Value> {
     let query: Vec<_> = request.query.iter().map(|(name, value)| (*name, Plain::String(value.as_bytes()))).collect();
-    let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &***value)));
+    let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &value[..])));
     let headers = headers::fields(&headers);
     let values = [
         Plain::String(request.method.as_bytes()),

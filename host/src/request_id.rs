@@ -1,8 +1,6 @@
 //! Names for requests: what a client reports is what the operator finds in the log.
 
-use std::sync::Arc;
-
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+use std::{io::Write, sync::Arc};
 
 /// A fresh name: 16 hexadecimal digits. They are random, so they tell nothing about load.
 pub fn fresh() -> Arc<str> {
@@ -11,10 +9,8 @@ pub fn fresh() -> Arc<str> {
 
 fn named(number: u64) -> Arc<str> {
     let mut name = [0; 16];
-    for (index, digit) in name.iter_mut().enumerate() {
-        *digit = DIGITS[(number >> (60 - 4 * index)) as usize % DIGITS.len()];
-    }
-    // Digits are text.
+    // So many digits have room, and are text.
+    let _ = write!(&mut name[..], "{number:016x}");
     std::str::from_utf8(&name).unwrap_or_default().into()
 }
 

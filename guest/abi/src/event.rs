@@ -95,8 +95,8 @@ pub enum Event<'a> {
     Work(Work),
 }
 
-/// An inbound HTTP request, as the handler sees it. Nothing of it is copied on its way from the client into the
-/// message, nor out of the message.
+/// An inbound HTTP request, as the handler sees it. It borrows its parts: to write it copies them, into one message, and
+/// to read it copies none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request<'a> {
     /// `GET`, `POST` and so on.

@@ -94,7 +94,7 @@ impl Client {
         // Anew for each hop: what goes to another origin has none left.
         self.secrets.put_into(wire.headers_mut(), &destination.tenant().name, &permit.request().secret_headers)?;
         let pool = self.pools.of(destination.tenant(), Pool::default);
-        let mut connection = match pool.take(destination.endpoint()).await {
+        let mut connection = match pool.take(destination.endpoint()) {
             Some(connection) => connection,
             None => self.connect(permit, &destination, timeouts.connect).await?,
         };
@@ -108,12 +108,12 @@ impl Client {
             let (status, has_body) = (response.status(), !response.body().is_end_stream());
             drop(response);
             if !has_body {
-                keep(&pool, permit, &destination, connection).await;
+                keep(&pool, permit, &destination, connection);
             }
             return Ok(Answer::Redirect(Redirect { status, location }));
         }
         let response = read(response, &mut connection, permit).await?;
-        keep(&pool, permit, &destination, connection).await;
+        keep(&pool, permit, &destination, connection);
         Ok(Answer::Whole(response))
     }
 
@@ -138,8 +138,8 @@ impl Client {
 }
 
 /// Keeps a connection for the next request, if nothing is left unread on it and neither side wants to end it.
-async fn keep(pool: &Pool, permit: &Permit, destination: &Destination, mut connection: Connection) {
-    if connection.is_reusable().await {
+fn keep(pool: &Pool, permit: &Permit, destination: &Destination, mut connection: Connection) {
+    if connection.is_reusable() {
         pool.put(destination.endpoint().clone(), connection, permit.connections().most());
     }
 }

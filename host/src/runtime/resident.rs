@@ -128,8 +128,8 @@ impl Drop for Presence {
 /// # Errors
 /// Why the VM was killed, or had no place.
 pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> Result<Ended, Failure> {
-    let (wall, detach) = (job.wall, job.detach.clone());
-    let log = detach.is_some().then(|| job.log.clone());
+    let wall = job.wall;
+    let detach = job.detach.clone().map(|grant| (grant, job.log.clone()));
     let deadline = Instant::now() + wall;
     let visit = async {
         let place = tokio::time::timeout(SLOT_WAIT, Arc::clone(&resident.places).acquire_owned()).await;
@@ -157,7 +157,7 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> 
     if !ended.has_detached {
         presence.line = None;
     }
-    if let (Some(grant), Some(log), Some(is_over)) = (detach, log, is_over)
+    if let Some(((grant, log), is_over)) = detach.zip(is_over)
         && ended.has_detached
     {
         let seen = Arc::clone(&runtime.outliving).read_owned().await;

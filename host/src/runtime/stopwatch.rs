@@ -37,7 +37,10 @@ thread_local! {
 impl Stopwatch {
     /// Begins a stretch on the calling thread.
     pub fn start() -> Self {
-        let began = Instant::now();
+        Self::start_at(Instant::now())
+    }
+
+    fn start_at(began: Instant) -> Self {
         let fresh = READ.get().filter(|(read, _)| began.duration_since(*read) < FRESH);
         let cpu_nanoseconds = fresh.map_or_else(|| read(began), |(_, nanoseconds)| nanoseconds);
         Self { began, cpu_nanoseconds }
@@ -50,7 +53,16 @@ impl Stopwatch {
 
     /// CPU time since then. To be asked on the thread that began.
     pub fn cpu_time(&self) -> Duration {
+        self.cpu_time_until(Instant::now())
+    }
+
+    /// [`Stopwatch::cpu_time`], and the stretch that begins where this one ends.
+    pub fn lap(&self) -> (Duration, Self) {
         let now = Instant::now();
+        (self.cpu_time_until(now), Self::start_at(now))
+    }
+
+    fn cpu_time_until(&self, now: Instant) -> Duration {
         let elapsed = now.duration_since(self.began);
         if elapsed < SHORT { elapsed } else { self.at_most(elapsed, read(now)) }
     }

@@ -38,6 +38,12 @@ struct Running {
     is_long: bool,
 }
 
+/// Whether a stretch of so much CPU time is long. Not by the time that has passed: beside others that compute, the kernel
+/// lets this thread wait for longer than most turns last.
+fn is_long(time: Duration) -> bool {
+    time >= TICK
+}
+
 /// Runs a guest for its turn, which should be no longer than `most`.
 pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
     let stopwatch = Stopwatch::start();
@@ -48,7 +54,7 @@ pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
         tracing::error!("a panic was caught; the request that ran has failed");
     }
     // Many short calls are not long: a VM that many requests share may have so many in a turn.
-    let is_long = TURN.take().is_some_and(|running| running.is_long || running.is_stretch_long());
+    let is_long = TURN.take().is_some_and(|running| running.is_long || is_long(running.stretch.cpu_time()));
     queue.end(turn, stopwatch.cpu_time(), is_long);
 }
 
@@ -56,9 +62,8 @@ pub fn run(queue: &FairQueue<Guest>, turn: Turn, most: Duration, guest: Guest) {
 /// into a guest; within a call the watcher sees to it.
 pub async fn breathe() {
     let Some(running) = TURN.get() else { return };
-    let is_long = running.is_long || running.is_stretch_long();
-    let stretch = Stopwatch::start();
-    TURN.set(Some(Running { stretch, is_long, ..running }));
+    let (time, stretch) = running.stretch.lap();
+    TURN.set(Some(Running { stretch, is_long: running.is_long || is_long(time), ..running }));
     if stretch.began() >= running.ends_at {
         end_here().await;
     }
@@ -76,14 +81,4 @@ pub async fn end_here() {
         Poll::Pending
     })
     .await;
-}
-
-// === impl Running ===
-
-impl Running {
-    /// Not by the time that has passed: beside others that compute, the kernel lets this thread wait for longer than
-    /// most turns last.
-    fn is_stretch_long(&self) -> bool {
-        self.stretch.cpu_time() >= TICK
-    }
 }

@@ -74,14 +74,8 @@ impl Connection {
     }
 
     /// Whether it can serve another request. To be asked when an answer was read to its end.
-    pub async fn is_reusable(&mut self) -> bool {
-        // Once around, so that hyper sees bytes that nobody asked for, and an end.
-        poll_fn(|context| {
-            self.poll_driver(context);
-            Poll::Ready(())
-        })
-        .await;
-        self.driver.is_some() && self.sender.is_ready()
+    pub fn is_reusable(&mut self) -> bool {
+        !self.has_ended() && self.sender.is_ready()
     }
 
     /// Whether the other end has closed it, or sent what nobody asked for.

@@ -50,10 +50,10 @@ struct Kept {
 
 impl Pool {
     /// An idle connection to this endpoint, if one is still good.
-    pub async fn take(&self, endpoint: &Endpoint) -> Option<Connection> {
+    pub fn take(&self, endpoint: &Endpoint) -> Option<Connection> {
         loop {
             let mut connection = self.newest(endpoint)?;
-            if connection.is_reusable().await {
+            if connection.is_reusable() {
                 return Some(connection);
             }
         }
