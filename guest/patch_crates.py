@@ -129,9 +129,26 @@ pub(crate) struct MemoryState {
         "                    let prev_limit = (*mem_state).set_memory_limit(limit);\n"
         "                    (*mem_state).watch(lua.state());\n",
     ),
+    # A list that every request changes, beside what else of mlua's it does; grown later, it would lie elsewhere.
+    ("src/state/extra.rs", "            ref_free: Vec::new(),\n", "            ref_free: Vec::with_capacity(64),\n"),
 ]
 
 LUAU = [
+    # What every request changes, beside the rest of that: what is in use is counted at each allocation, and every
+    # function that is loaded has a number.
+    (
+        "luau/VM/src/lstate.h",
+        "    size_t memcatbytes[LUA_MEMORY_CATEGORIES]; // total amount of memory used by each memory category\n\n",
+        "",
+    ),
+    ("luau/VM/src/lstate.h", "    uint32_t lastprotoid;\n\n", ""),
+    (
+        "luau/VM/src/lstate.h",
+        "    lua_Callbacks cb;\n",
+        "    uint32_t lastprotoid;\n"
+        "    size_t memcatbytes[LUA_MEMORY_CATEGORIES]; // total amount of memory used by each memory category\n\n"
+        "    lua_Callbacks cb;\n",
+    ),
     # WebAssembly cannot jump to an address. Compilers make a computed jump a table of numbers and a switch over
     # them; the interpreter's own switch over the opcode spares each instruction a load.
     (
@@ -173,24 +190,37 @@ LUAU = [
     (
         "luau/VM/src/lmem.cpp",
         "void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)\n{\n",
-        """static void forget(lua_Page** pages)
+        """static void forgetbelow(lua_Page** pages, uintptr_t end)
 {
     while (lua_Page* page = *pages)
     {
-        *pages = page->next;
+        lua_Page** next = &page->next;
+        if (uintptr_t(page) >= end)
+        {
+            pages = next;
+            continue;
+        }
+        if (*next)
+            (*next)->prev = page->prev;
+        *pages = *next;
         page->prev = NULL;
         page->next = NULL;
     }
 }
 
-extern "C" void neoc_begin_new_pages(lua_State* L)
+static void beginnewpages(lua_State* L, uintptr_t end)
 {
     global_State* g = L->global;
     for (size_t i = 0; i < kSizeClasses; ++i)
     {
-        forget(&g->freepages[i]);
-        forget(&g->freegcopages[i]);
+        forgetbelow(&g->freepages[i], end);
+        forgetbelow(&g->freegcopages[i], end);
     }
+}
+
+extern "C" void neoc_begin_new_pages(lua_State* L)
+{
+    beginnewpages(L, UINTPTR_MAX);
 }
 
 #include "lstring.h"
@@ -237,6 +267,8 @@ extern "C" void neoc_move_arrays(lua_State* L)
     luaM_visitgco(L, NULL, movestack);
     g->frealloc = allocator.allocate;
     g->ud = allocator.context;
+    // What was moved away has made room in old pages.
+    beginnewpages(L, uintptr_t(g->strt.hash));
 }
 
 void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)

@@ -89,6 +89,8 @@ impl Vm {
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
         seal::seal(&vm.lua)?;
+        // Behind all else, for every request changes it.
+        vm.ends = Ends::default();
         Ok(vm)
     }
 

@@ -2,8 +2,6 @@
 //!
 //! Nothing is coerced. What a check has seen is a copy, so what is checked is what is used.
 
-use std::rc::Rc;
-
 use mlua::{Lua, Table, Value};
 use neoc_abi::OperationError;
 
@@ -18,7 +16,7 @@ pub struct Arguments {
     /// The VM that calls.
     pub lua: Lua,
     /// The function's name in messages, such as `kv.get`.
-    pub api: Rc<str>,
+    pub api: &'static str,
     /// The values; absent ones are nil.
     pub values: [Value; 3],
 }

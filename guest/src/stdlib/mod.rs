@@ -16,8 +16,6 @@ mod secret;
 mod task;
 pub mod workers;
 
-use std::rc::Rc;
-
 use futures::future::LocalBoxFuture;
 use mlua::{Function as LuaFunction, Lua, Table, Value};
 
@@ -129,9 +127,10 @@ pub fn install_scope(lua: &Lua, prelude: &Table, shared: &Table, scope: u32) -> 
 pub fn table(lua: &Lua, prelude: &Table, module: &Module, rights: &Rights) -> mlua::Result<Table> {
     let table = lua.create_table()?;
     for function in module.functions {
-        // `vnd:hyper` and `get` make `hyper.get`, the name in messages.
-        let api = format!("{}.{}", short_name(module), function.name);
-        table.raw_set(function.name, wrap(lua, prelude, &api, &function.body, rights)?)?;
+        // `vnd:hyper` and `get` make `hyper.get`, the name in messages. It lives as long as the VM: to count who uses it
+        // would have each call write to where it lies.
+        let api = format!("{}.{}", short_name(module), function.name).leak();
+        table.raw_set(function.name, wrap(lua, prelude, api, &function.body, rights)?)?;
     }
     if let Some(constants) = module.constants {
         constants(lua, &table, prelude)?;
@@ -151,13 +150,12 @@ pub fn table(lua: &Lua, prelude: &Table, module: &Module, rights: &Rights) -> ml
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn wrap(lua: &Lua, prelude: &Table, api: &str, body: &Body, rights: &Rights) -> mlua::Result<LuaFunction> {
-    let api: Rc<str> = api.into();
+pub fn wrap(lua: &Lua, prelude: &Table, api: &'static str, body: &Body, rights: &Rights) -> mlua::Result<LuaFunction> {
     match *body {
         Body::Local(body) => {
             let rights = rights.clone();
             let body = lua.create_function(move |lua, (a, b, c): Values| {
-                let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
+                let arguments = Arguments { lua: lua.clone(), api, values: [a, b, c] };
                 answer(lua, Caller::new(lua, &rights).run(|| body(lua, arguments)))
             })?;
             prelude.get::<LuaFunction>("wrap_local")?.call(body)
@@ -174,19 +172,19 @@ type Values = (Value, Value, Value);
 fn wrap_yielding(
     lua: &Lua,
     prelude: &Table,
-    api: Rc<str>,
+    api: &'static str,
     waits_for: WaitsFor,
     body: Yielding,
     rights: &Rights,
 ) -> mlua::Result<LuaFunction> {
-    let (name, of_yields, of_blocks) = (Rc::clone(&api), rights.clone(), rights.clone());
+    let (of_yields, of_blocks) = (rights.clone(), rights.clone());
     let yields = lua.create_async_function(move |lua, (a, b, c): Values| {
-        let future = body(lua.clone(), Arguments { lua: lua.clone(), api: name.clone(), values: [a, b, c] });
+        let future = body(lua.clone(), Arguments { lua: lua.clone(), api, values: [a, b, c] });
         let caller = Caller::new(&lua, &of_yields);
         async move { answer(&lua, caller.poll(future).await) }
     })?;
     let blocks = lua.create_function(move |lua, (a, b, c): Values| {
-        let arguments = Arguments { lua: lua.clone(), api: api.clone(), values: [a, b, c] };
+        let arguments = Arguments { lua: lua.clone(), api, values: [a, b, c] };
         let label = arguments.label();
         let future = Caller::new(lua, &of_blocks).poll(body(lua.clone(), arguments));
         let ended = block::block_on(&label, waits_for, || failure::stall_place(lua, &label), future);
