@@ -64,7 +64,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use neoc_abi::event::{ALONE, Finish, Terms, Written};
+use futures_util::FutureExt;
+use neoc_abi::{
+    Completion,
+    event::{ALONE, Finish, Terms, Written},
+};
 use tokio::sync::{RwLock, Semaphore, oneshot};
 use wasmtime::Linker;
 
@@ -90,7 +94,7 @@ use self::{
     scheduler::Scheduler,
     state::{Reach, State},
     tenant_image::Dirty,
-    vm::{FOLD_AFTER, Guest, Preempt, Vm},
+    vm::{FOLD_AFTER, Guest, Parked, Preempt, Vm},
 };
 use crate::{
     policy::{Preemption, detach},
@@ -357,14 +361,8 @@ impl Runtime {
             if n_waiting == 0 {
                 break;
             }
-            let next = match tokio::time::timeout(FOLD_AFTER, vm.next_batch()).await {
-                Ok(next) => next,
-                Err(_) => {
-                    vm.fold();
-                    vm.next_batch().await
-                }
-            };
-            let Some((_, batch)) = next else { break };
+            let Some((ready, batch)) = self.wait(vm).await.map_err(failed)? else { return Ok(()) };
+            vm = ready;
             turn::breathe().await;
             n_waiting = vm.complete(batch).await.map_err(failed)?;
         }
@@ -372,16 +370,50 @@ impl Runtime {
         Ok(())
     }
 
-    /// Yields a ready VM: a fresh one, with the tenant's script in it.
-    async fn ready(&self, image: &TenantImage, state: State) -> wasmtime::Result<Vm> {
-        let mut vm = self.fresh(state).await?;
-        image.restore(&mut vm)?;
+    /// Waits until an operation has come to its end for the request in `vm`; gives those that have, and the VM to go on
+    /// in. None: there is none to wait for, and no VM any more.
+    ///
+    /// A request that waits needs none, so the next one has this, which is in the processor's caches still.
+    async fn wait(&self, mut vm: Vm) -> wasmtime::Result<Option<(Vm, Vec<Completion>)>> {
+        if let Some(next) = vm.next_batch().now_or_never() {
+            return Ok(next.map(|(_, batch)| (vm, batch)));
+        }
+        let mut vm = match vm.park() {
+            Ok((mut parked, vm)) => {
+                vm.into_iter().for_each(|vm| self.renewed.put(vm));
+                let Some((_, batch)) = parked.next_batch().await else { return Ok(None) };
+                return Ok(Some((self.resume(parked).await?, batch)));
+            }
+            Err(vm) => *vm,
+        };
+        let next = match tokio::time::timeout(FOLD_AFTER, vm.next_batch()).await {
+            Ok(next) => next,
+            Err(_) => {
+                vm.fold();
+                vm.next_batch().await
+            }
+        };
+        Ok(next.map(|(_, batch)| (vm, batch)))
+    }
+
+    /// Yields a VM in which a request that was parked goes on.
+    async fn resume(&self, parked: Parked) -> wasmtime::Result<Vm> {
+        let (image, state, globals, memory) = parked.into_parts();
+        let mut vm = self.ready(&image, state).await?;
+        vm.resume(&globals, &memory)?;
         Ok(vm)
     }
 
-    /// A VM as the base image has it: one that was made as new, where there is one.
-    async fn fresh(&self, state: State) -> wasmtime::Result<Vm> {
-        match self.renewed.take() {
+    /// Yields a ready VM: a fresh one, with the tenant's script in it.
+    async fn ready(&self, image: &SharedImage, state: State) -> wasmtime::Result<Vm> {
+        let mut vm = self.fresh(Some(image), state).await?;
+        vm.give(image, self.memories.content())?;
+        Ok(vm)
+    }
+
+    /// A VM that was made as new, with this script in it if there is one, or as the base image has it.
+    async fn fresh(&self, image: Option<&SharedImage>, state: State) -> wasmtime::Result<Vm> {
+        match self.renewed.take(image) {
             Some(vm) => vm.begin(&self.preempt, state),
             None => Vm::instantiate(&self.guest, &self.preempt, state).await,
         }

@@ -21,12 +21,15 @@
 
 use parking_lot::Mutex;
 
-use super::vm::Vm;
+use super::{tenant_image::SharedImage, vm::Vm};
 
 /// Most that wait here. Requests that wait for the same thing come to their ends together.
 const MAX_WAITING: usize = 256;
 
-/// VMs that are as new.
+/// Of so many it is looked whether they have the script that is asked for.
+const MAX_LOOKED_AT: usize = 8;
+
+/// VMs that are as new, each with the script in it that it had last.
 #[derive(Default)]
 pub struct Renewed {
     /// The last that came is the next to go: its pages are in the processor's caches.
@@ -36,15 +39,29 @@ pub struct Renewed {
 // === impl Renewed ===
 
 impl Renewed {
-    /// Takes one.
-    pub fn take(&self) -> Option<Vm> {
-        self.vms.lock().pop()
+    /// Takes one, if there is any that has the script of `image` already.
+    pub fn take(&self, image: Option<&SharedImage>) -> Option<Vm> {
+        let mut vms = self.vms.lock();
+        // A few of the last: the longer one waits, the less of it is in the caches.
+        let fits = |vm: &Vm| image.is_some_and(|image| vm.has(image));
+        let index = vms.iter().rev().take(MAX_LOOKED_AT).position(fits).map(|from_last| vms.len() - 1 - from_last);
+        match index {
+            Some(index) => Some(vms.remove(index)),
+            None => vms.pop(),
+        }
     }
 
     /// Makes `vm` as new and keeps it, if that can be; else ends it. To be called in the poll of its request.
     pub fn keep(&self, vm: Vm) {
-        let Some(vm) = vm.renew() else { return };
+        if let Some(vm) = vm.renew() {
+            self.put(vm);
+        }
+    }
+
+    /// Keeps one that is as new.
+    pub fn put(&self, vm: Vm) {
         // One too many is ended after the lock is free: what is declared first is dropped last.
+        let vm = vm;
         let mut vms = self.vms.lock();
         if vms.len() < MAX_WAITING {
             vms.push(vm);

@@ -10,7 +10,7 @@ use std::{iter, sync::Arc};
 use wasmtime::Result;
 
 use super::{
-    memory::{Difference, PAGE_BYTES, is_unchanged},
+    memory::{Difference, LINE_BYTES, PAGE_BYTES, is_unchanged},
     vm::Vm,
 };
 
@@ -33,6 +33,8 @@ impl TenantImage {
     pub async fn capture(loaded: &mut Vm, base: &[u8]) -> Result<Self> {
         // The stack is empty between two calls: what is left in it means nothing.
         let stack_bytes = loaded.stack_end().await?;
+        // In whole lines, as all differences are.
+        let stack_bytes = stack_bytes - stack_bytes % LINE_BYTES;
         let memory = loaded.memory()?;
         let difference = Difference::between(base, memory, iter::once(stack_bytes..memory.len()))?;
         Ok(Self { memory_bytes: memory.len(), difference })
@@ -46,6 +48,11 @@ impl TenantImage {
         let missing = self.memory_bytes.saturating_sub(vm.memory()?.len());
         vm.grow(u64::try_from(missing.div_ceil(WASM_PAGE_BYTES))?)?;
         Ok(self.difference.apply(vm.memory_mut()?)?)
+    }
+
+    /// In what a VM with the script differs from one without, in its memory.
+    pub fn difference(&self) -> &Difference {
+        &self.difference
     }
 
     /// Bytes that each request copies.

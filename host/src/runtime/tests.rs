@@ -17,12 +17,13 @@ const N_THREADS: usize = 2;
 /// WebAssembly pages that the largest request needs beyond the base image.
 const GROWN_PAGES: u64 = 16 * 12;
 
-/// Fills so many pieces of 256 KiB with its tenant's marker, and answers with the number. -1 raises an
-/// error, -2 never ends.
+/// Fills so many pieces of 256 KiB with its tenant's marker, and a small one, waits, and answers with the number. -1
+/// raises an error, -2 never ends.
 fn script(marker: &str) -> String {
     format!(
-        "return function(request)
-            local kept = {{}}
+        "local wait = require('std:task').wait
+        return function(request)
+            local kept, small = {{}}, string.rep('{marker}', 2 ^ 8)
             if request.path == '/-1' then
                 error('{marker}')
             end
@@ -31,36 +32,61 @@ fn script(marker: &str) -> String {
             for i = 1, tonumber(string.sub(request.path, 2)) do
                 kept[i] = string.rep('{marker}', 2 ^ 14) .. i
             end
-            return tostring(#kept)
+            wait(0)
+            return tostring(#kept + #small - #small)
         end"
     )
 }
 
-async fn load(runtime: &Arc<Runtime>, marker: &str) -> TenantImage {
+async fn load(runtime: &Arc<Runtime>, marker: &str) -> SharedImage {
     load_script(runtime, marker, script(marker)).await
 }
 
-async fn load_script(runtime: &Arc<Runtime>, tenant: &str, script: String) -> TenantImage {
+async fn load_script(runtime: &Arc<Runtime>, tenant: &str, script: String) -> SharedImage {
     let share = Share::new(tenant.into(), std::num::NonZeroU32::MIN);
     let modules = Arc::new(Folder::of_script(Path::new("absent/main.luau"), None));
     let entry = Module { name: "main.luau".into(), source: script.into_bytes() };
     let source = Source { entry, mode: Mode::Handler, memory_bytes: MAX_MEMORY_BYTES, modules, narrowed: vec![] };
-    runtime.load(&share, source, ScriptLog::discard()).await.expect("loads")
+    runtime.load(&share, source, ScriptLog::discard()).await.expect("loads").into()
 }
 
-/// One request in a fresh VM, whose memory is looked at before and after.
-async fn request(runtime: &Runtime, image: &TenantImage, marker: &str, n_pieces: usize) {
-    let mut vm = runtime.fresh(state(marker, Duration::from_secs(60))).await.expect("there is a slot");
-    let base = runtime.memories.content();
-    assert!(vm.memory().expect("has one") == base, "memory that is not the base image's");
+/// The memory of a VM that has this script and nothing else.
+fn memory_with(runtime: &Runtime, image: &TenantImage) -> Vec<u8> {
+    let mut memory = runtime.memories.content().to_vec();
+    image.difference().apply(&mut memory).expect("fits");
+    memory
+}
+
+/// One request in a fresh VM, whose memory is looked at before and after, and while the request waits.
+async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces: usize) {
+    let state = state(marker, Duration::from_secs(60));
+    let mut vm = runtime.ready(image, state).await.expect("there is a slot");
+    let new = memory_with(runtime, image);
+    assert!(vm.memory().expect("has one") == new, "memory that is not the base image's with the script");
     if n_pieces > 1 {
         // What a script has grown into was another's before, perhaps.
         vm.grow(GROWN_PAGES).expect("within its limit");
-        let grown = &vm.memory().expect("has one")[base.len()..];
+        let grown = &vm.memory().expect("has one")[new.len()..];
         assert!(grown.chunks(PAGE_BYTES).all(|page| page == [0; PAGE_BYTES]), "memory that does not begin as zeros");
     }
-    image.restore(&mut vm).expect("fits");
     vm.start(event(&format!("/{n_pieces}")), &TERMS).await.expect("runs");
+    let (mut vm, next) = match vm.park() {
+        Ok((mut parked, vm)) => {
+            assert_eq!(n_pieces, 0, "a memory with much in it stays");
+            let vm = vm.expect("it is as new");
+            assert!(vm.memory().expect("has one") == new, "what a request had is there while it waits");
+            runtime.renewed.put(vm);
+            let next = parked.next_batch().await;
+            (runtime.resume(parked).await.expect("goes on"), next)
+        }
+        Err(mut vm) => {
+            assert_ne!(n_pieces, 0, "a memory with little in it makes room");
+            let next = vm.next_batch().await;
+            (*vm, next)
+        }
+    };
+    let (_, batch) = next.expect("a timer is under way");
+    vm.complete(batch).await.expect("runs");
     let end = vm.requests().expect("it has one").next_change().and_then(|change| change.end);
     let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
     assert_eq!(response.body, n_pieces.to_string().into_bytes());
@@ -141,18 +167,20 @@ fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
     let image = &io.block_on(load(&runtime, marker));
     let n_renewed = |path: &str, cpu: Duration, n_pages: u64| {
         let live = async {
-            drop(runtime.renewed.take());
-            let mut vm = runtime.fresh(state(marker, cpu)).await.expect("there is a slot");
-            image.restore(&mut vm).expect("fits");
+            drop(runtime.renewed.take(None));
+            let mut vm = runtime.ready(image, state(marker, cpu)).await.expect("there is a slot");
             vm.grow(n_pages).expect("within its limit");
             let has_ended = vm.start(event(path), &TERMS).await.is_ok();
             runtime.renewed.keep(vm);
             has_ended
         };
         let has_ended = io.block_on(Witnessed::new(live));
-        let vm = runtime.renewed.take();
+        let vm = runtime.renewed.take(None);
         if let Some(vm) = &vm {
-            assert!(vm.memory().expect("has one") == runtime.memories.content(), "memory that is not the base image's");
+            assert!(
+                vm.memory().expect("has one") == memory_with(&runtime, image),
+                "there is more in it than the script"
+            );
         }
         (has_ended, usize::from(vm.is_some()))
     };
@@ -178,8 +206,7 @@ fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_bee
         end";
     let image = &io.block_on(load_script(&runtime, "a", script.into()));
     io.block_on(Witnessed::new(async {
-        let mut vm = runtime.fresh(state("a", Duration::from_secs(60))).await.expect("there is a slot");
-        image.restore(&mut vm).expect("fits");
+        let mut vm = runtime.ready(image, state("a", Duration::from_secs(60))).await.expect("there is a slot");
         let mut n_waiting = vm.start(event("/"), &TERMS).await.expect("runs");
         while n_waiting > 0 {
             vm.fold();
@@ -195,8 +222,51 @@ fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_bee
         assert_eq!(String::from_utf8_lossy(&response.body), "a1 a2 a39000");
         runtime.renewed.keep(vm);
     }));
-    let vm = runtime.renewed.take().expect("it is as new");
-    assert!(vm.memory().expect("has one") == runtime.memories.content(), "memory that is not the base image's");
+    let vm = runtime.renewed.take(None).expect("it is as new");
+    assert!(vm.memory().expect("has one") == memory_with(&runtime, image), "there is more in it than the script");
+}
+
+#[test]
+fn a_vm_that_is_over_while_it_is_folded_has_no_script_any_more() {
+    let (runtime, io, _folder) = runtime();
+    let image = &io.block_on(load(&runtime, "AAAAaaaaAAAAaaaa"));
+    io.block_on(Witnessed::new(async {
+        let mut vm = runtime.ready(image, state("a", Duration::from_secs(60))).await.expect("there is a slot");
+        vm.fold();
+        runtime.renewed.keep(vm);
+        let vm = runtime.renewed.take(None).expect("it is as new");
+        assert!(vm.memory().expect("has one") == runtime.memories.content());
+        assert!(!vm.has(image));
+        runtime.renewed.put(vm);
+        let vm = runtime.ready(image, state("a", Duration::from_secs(60))).await.expect("there is a slot");
+        assert!(vm.memory().expect("has one") == memory_with(&runtime, image));
+    }));
+}
+
+#[test]
+fn a_vm_is_given_to_who_has_the_same_script_and_to_another_with_nothing_of_it() {
+    let (runtime, io, _folder) = runtime();
+    let images = ["AAAAaaaaAAAAaaaa", "BBBBbbbbBBBBbbbb"].map(|marker| io.block_on(load(&runtime, marker)));
+    io.block_on(Witnessed::new(async {
+        let ready = async |image| {
+            let state = state("a", Duration::from_secs(60));
+            let vm = runtime.ready(image, state).await.expect("there is a slot");
+            assert!(vm.memory().expect("has one") == memory_with(&runtime, image));
+            vm
+        };
+        let (first, second) = (ready(&images[0]).await, ready(&images[1]).await);
+        runtime.renewed.keep(first);
+        runtime.renewed.keep(second);
+        let taken = runtime.renewed.take(Some(&images[0])).expect("there are two");
+        assert!(taken.has(&images[0]), "not the last that came");
+        runtime.renewed.put(taken);
+        drop(ready(&images[0]).await);
+        // The other one is left.
+        runtime.renewed.keep(ready(&images[0]).await);
+        let taken = runtime.renewed.take(Some(&images[1])).expect("there is one");
+        assert!(taken.has(&images[0]));
+        assert!(taken.memory().expect("has one") == memory_with(&runtime, &images[0]));
+    }));
 }
 
 #[test]
@@ -205,11 +275,11 @@ fn a_vm_lives_for_so_many_requests_and_no_more() {
     let is_left_after = |n_lives: u32| {
         for _ in 0..n_lives {
             io.block_on(Witnessed::new(async {
-                let vm = runtime.fresh(state("a", Duration::from_secs(60))).await.expect("there is a slot");
+                let vm = runtime.fresh(None, state("a", Duration::from_secs(60))).await.expect("there is a slot");
                 runtime.renewed.keep(vm);
             }));
         }
-        runtime.renewed.take().is_some()
+        runtime.renewed.take(None).is_some()
     };
     assert!(is_left_after(vm::MAX_LIVES - 1));
     assert!(!is_left_after(vm::MAX_LIVES));

@@ -1,6 +1,6 @@
 //! One Luau VM: an instance of the guest and the calls into it.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use neoc_abi::{
     Completion, OperationError,
@@ -14,11 +14,12 @@ use wasmtime::{
 
 use super::{
     image,
-    memory::{Lease, Witness},
+    memory::{Difference, Lease, Witness},
     meter::{CpuBudget, CpuMeter, Metered},
     preempt::{Interrupt, Target},
     requests::Requests,
     state::{Reach, State},
+    tenant_image::SharedImage,
 };
 use crate::script_log::ScriptLog;
 
@@ -85,6 +86,8 @@ pub struct Vm {
     /// How the watcher stops it. None where epochs do.
     target: Option<Target>,
     begun_with: Begun,
+    /// The script that its memory has, if it has one; see [`Vm::give`].
+    loaded: Option<SharedImage>,
     /// Its places, but for those that its witness still has: what it was lent in this life.
     leases: Vec<Arc<dyn Lease>>,
     /// Whether every call into it has come to its end.
@@ -103,6 +106,27 @@ struct Calls {
 struct Begun {
     globals: Vec<(Global, Val)>,
     memory_bytes: usize,
+}
+
+/// A request that waits, without a VM: what it had in one.
+pub struct Parked {
+    state: State,
+    globals: Vec<Val>,
+    /// What the VM's memory had that one with the script has not.
+    memory: Difference,
+    image: SharedImage,
+}
+
+impl Parked {
+    /// As [`Vm::next_batch`].
+    pub async fn next_batch(&mut self) -> Option<(u32, Vec<Completion>)> {
+        self.state.next_batch().await
+    }
+
+    /// What it is to go on with: its script and its state, then for [`Vm::resume`] its globals and its memory.
+    pub fn into_parts(self) -> (SharedImage, State, Vec<Val>, Difference) {
+        (self.image, self.state, self.globals, self.memory)
+    }
 }
 
 impl Guest {
@@ -181,35 +205,140 @@ impl Vm {
         };
         let target = preemption.target(memory.data_ptr(&store), &meter);
         let begun_with = Begun { globals, memory_bytes: memory.data_size(&store) };
-        let leases = Vec::new();
+        let (loaded, leases) = (None, Vec::new());
         let (is_sound, is_folded, n_lives) = (true, false, 1);
-        Ok(Self { store, instance, exports, calls, meter, target, begun_with, leases, is_sound, is_folded, n_lives })
+        Ok(Self {
+            store,
+            instance,
+            exports,
+            calls,
+            meter,
+            target,
+            begun_with,
+            loaded,
+            leases,
+            is_sound,
+            is_folded,
+            n_lives,
+        })
     }
 
     /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
     pub fn renew(mut self) -> Option<Self> {
-        let memory = self.store.data().memory().ok()?;
-        let has_grown = memory.data_size(&self.store) != self.begun_with.memory_bytes;
-        if !self.is_sound || has_grown || self.n_lives >= MAX_LIVES {
+        if !self.is_renewable() || self.n_lives >= MAX_LIVES {
             return None;
         }
         self.n_lives += 1;
         // First all that its request had under way, and what that had used up.
+        drop(self.take_state().ok()?);
+        let witness = Witness::current()?;
+        self.leases.extend(witness.take_leases());
+        self.put_back(witness.is_certain()).then_some(self)
+    }
+
+    /// Takes out what a request has in it that waits, and makes it as new with the request's script in it. The request
+    /// goes on in any VM with that script: see [`Vm::resume`]. To be called in the poll of the request, between two
+    /// calls. Gives the VM as it is if that cannot be, or if there is so much to take out that it had better stay.
+    pub fn park(mut self) -> Result<(Parked, Option<Self>), Box<Self>> {
+        let (Some(image), true, false) = (self.loaded.clone(), self.is_renewable(), self.is_folded) else {
+            return Err(Box::new(self));
+        };
+        let globals: Vec<Val> = self.begun_with.globals.iter().map(|(global, _)| global.get(&mut self.store)).collect();
+        // A reference is its own store's.
+        let are_numbers =
+            globals.iter().all(|global| matches!(global, Val::I32(_) | Val::I64(_) | Val::F32(_) | Val::F64(_)));
+        let Some(witness) = Witness::current().filter(|_| are_numbers) else { return Err(Box::new(self)) };
+        self.leases.extend(witness.take_leases());
+        let is_certain = witness.is_certain();
+        let mut emptied =
+            self.leases.iter().filter_map(|lease| lease.empty(is_certain, image.difference()).transpose());
+        let memory = match emptied.next() {
+            Some(Ok(memory)) => memory,
+            Some(Err(error)) => {
+                tracing::warn!("a VM that waits keeps its memory: {error}");
+                return Err(Box::new(self));
+            }
+            None => return Err(Box::new(self)),
+        };
+        drop(emptied);
+        let Ok(state) = self.take_state() else { return Err(Box::new(self)) };
+        let vm = self.put_back(is_certain).then_some(self);
+        Ok((Parked { state, globals, memory, image }, vm))
+    }
+
+    /// Lets a request go on that was parked. To be called with one that has its script, before the first call.
+    ///
+    /// # Errors
+    /// None in practice. Then it must not be used.
+    pub fn resume(&mut self, globals: &[Val], memory: &Difference) -> Result<()> {
+        memory.apply(self.memory_mut()?)?;
+        for ((global, _), value) in self.begun_with.globals.iter().zip(globals) {
+            global.set(&mut self.store, *value)?;
+        }
+        Ok(())
+    }
+
+    /// Gives it a tenant's script, instead of what it may have. It has just begun; `base`: the base image's memory.
+    ///
+    /// # Errors
+    /// When the tenant's memory limit is below what the script holds once loaded.
+    pub fn give(&mut self, image: &SharedImage, base: &[u8]) -> Result<()> {
+        match self.loaded.take() {
+            Some(loaded) if Arc::ptr_eq(&loaded, image) => {}
+            loaded => {
+                if let Some(loaded) = loaded {
+                    loaded.difference().revert(base, self.memory_mut()?)?;
+                }
+                image.restore(self)?;
+            }
+        }
+        self.loaded = Some(Arc::clone(image));
+        Ok(())
+    }
+
+    /// Whether it has this script.
+    pub fn has(&self, image: &SharedImage) -> bool {
+        self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, image))
+    }
+
+    /// Whether it can be made as new.
+    fn is_renewable(&self) -> bool {
+        let has_grown = || {
+            let memory = self.store.data().memory();
+            memory.map_or(true, |memory| memory.data_size(&self.store) != self.begun_with.memory_bytes)
+        };
+        self.is_sound && !has_grown()
+    }
+
+    /// Takes all that the host keeps for it.
+    fn take_state(&mut self) -> Result<State> {
+        let memory = self.store.data().memory()?;
         self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
         let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
         nothing.memory = Some(memory);
-        *self.store.data_mut() = nothing;
         self.target = None;
+        Ok(std::mem::replace(self.store.data_mut(), nothing))
+    }
+
+    /// Makes its globals and its places as new. Without success it must not be used again.
+    fn put_back(&mut self, is_certain: bool) -> bool {
         for (global, value) in &self.begun_with.globals {
-            global.set(&mut self.store, *value).ok()?;
+            if let Err(error) = global.set(&mut self.store, *value) {
+                tracing::error!("a VM cannot be made as new: {error}");
+                return false;
+            }
         }
-        let witness = Witness::current()?;
-        self.leases.extend(witness.take_leases());
-        let is_certain = witness.is_certain();
-        let renewed = self.leases.iter().try_for_each(|lease| lease.renew(is_certain));
-        renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).ok()?;
+        let loaded = self.loaded.as_ref().map(|image| image.difference());
+        let mut is_loaded = true;
+        let renewed = self.leases.iter().try_for_each(|lease| {
+            is_loaded &= lease.renew(is_certain, loaded)?;
+            io::Result::Ok(())
+        });
+        if !is_loaded {
+            self.loaded = None;
+        }
         self.is_folded = false;
-        Some(self)
+        renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).is_ok()
     }
 
     /// Begins another life, of one that was made as new.
@@ -442,7 +571,7 @@ mod tests {
         let (runtime, io, _folder) = tests::runtime();
         io.block_on(Witnessed::new(async {
             let state = tests::state("a", Duration::from_secs(60));
-            let mut vm = runtime.fresh(state).await.expect("there is a slot");
+            let mut vm = runtime.fresh(None, state).await.expect("there is a slot");
             let (stack_pointer, before) = *vm.begun_with.globals.first().expect("the guest has a stack");
             stack_pointer.set(&mut vm.store, Val::I32(16)).expect("is mutable");
             let mut vm = vm.renew().expect("has not run");

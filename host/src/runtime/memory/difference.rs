@@ -10,6 +10,9 @@ use super::PAGE_BYTES;
 /// Bytes that are compared at once, and the least that a run begins and ends with. A processor's cache line.
 pub const LINE_BYTES: usize = 64;
 
+/// What is compared at once.
+pub type Line = [u8; LINE_BYTES];
+
 /// The runs of bytes in which one memory differs from another.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Difference {
@@ -64,6 +67,28 @@ impl Difference {
         Ok(())
     }
 
+    /// Makes what [`Difference::apply`] has made into what it was before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn revert(&self, before: &[u8], memory: &mut [u8]) -> io::Result<()> {
+        for (start, length) in &self.runs {
+            let range = *start as usize..*start as usize + *length as usize;
+            let target = memory.get_mut(range.clone());
+            let target = target.ok_or_else(|| io::Error::other("a run lies outside of the memory"))?;
+            match before.get(range) {
+                Some(before) => target.copy_from_slice(before),
+                None => target.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where each run starts and how long it is, in bytes, and what stands in all of them, one after the other.
+    pub fn parts(&self) -> (&[(u32, u32)], &[u8]) {
+        (&self.runs, &self.bytes)
+    }
+
     /// Bytes in all runs.
     pub fn n_bytes(&self) -> usize {
         self.bytes.len()
@@ -80,6 +105,35 @@ impl Difference {
             counted_until = last;
         }
         n_pages
+    }
+}
+
+/// Collects what differs, in order.
+#[derive(Default)]
+pub struct Collector {
+    runs: Vec<(u32, u32)>,
+    bytes: Vec<u8>,
+}
+
+impl Collector {
+    /// Adds a piece that starts at `start`, an offset in bytes.
+    ///
+    /// # Errors
+    /// For memories of 4 GiB and more.
+    pub fn push(&mut self, start: usize, piece: &[u8]) -> io::Result<()> {
+        let number = |n: usize| u32::try_from(n).map_err(|_| io::Error::other("more than 4 GiB of memory"));
+        let (start, length) = (number(start)?, number(piece.len())?);
+        match self.runs.last_mut() {
+            Some((last, n_bytes)) if *last + *n_bytes == start => *n_bytes += length,
+            _ => self.runs.push((start, length)),
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// All of it.
+    pub fn finish(self) -> Difference {
+        Difference { runs: self.runs.into(), bytes: self.bytes.into() }
     }
 }
 

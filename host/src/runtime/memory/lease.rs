@@ -12,11 +12,19 @@ use super::{Difference, GC_HEAP_BYTES, Kind, MAX_MEMORY_BYTES, Memories, Witness
 
 /// A loan, while the VM lives.
 pub trait Lease: Send + Sync {
-    /// Makes it as new. Nobody may be using it. `is_certain`: what its witness says, see [`Witness::is_certain`].
+    /// Makes it as new. Nobody may be using it. `is_certain`: what its witness says, see [`Witness::is_certain`]. Gives
+    /// whether `loaded`, the script that the VM was given, is in it still, of what can hold one.
     ///
     /// # Errors
     /// When the system refuses. Then the VM must not be used again.
-    fn renew(&self, is_certain: bool) -> io::Result<()>;
+    fn renew(&self, is_certain: bool, loaded: Option<&Difference>) -> io::Result<bool>;
+
+    /// Makes it as new with `loaded` in it, of what can hold a script, and gives what it had beside. None: it cannot,
+    /// or has too much; it is as it was.
+    ///
+    /// # Errors
+    /// As [`Lease::renew`].
+    fn empty(&self, is_certain: bool, loaded: &Difference) -> io::Result<Option<Difference>>;
 
     /// Gives the memory that it takes back to the system, and keeps what it cannot have again. No call may be under way,
     /// and the next one comes after [`Lease::unfold`]. Whoever sees what happens to it is in doubt from now on.
@@ -57,6 +65,8 @@ struct Held {
     seen: Seen,
     /// What was in it, while it is folded.
     folded: Option<Difference>,
+    /// Whether it was emptied, and nobody has used it since.
+    is_empty: bool,
 }
 
 // === impl Seen ===
@@ -94,7 +104,7 @@ impl Seen {
 impl Placed {
     /// Lends `slot` to the VM that is made on this thread.
     pub fn new(slot: Slot, kind: Kind, home: &Arc<Memories>) -> Self {
-        let held = Held { slot, seen: Seen::from_now_on(), folded: None };
+        let held = Held { slot, seen: Seen::from_now_on(), folded: None, is_empty: false };
         let lease = Arc::new(MemoryLease { kind, home: Arc::clone(home), held: Mutex::new(Some(held)) });
         Witness::note(Arc::<MemoryLease>::clone(&lease));
         Self(lease)
@@ -133,8 +143,9 @@ impl Drop for Placed {
     fn drop(&mut self) {
         let MemoryLease { kind, home, held } = &*self.0;
         let Some(Held { mut slot, seen, .. }) = held.lock().take() else { return };
-        match slot.reset(home.content_of(*kind), home.system.is_known(seen.is_certain()), home.system.pages.as_ref()) {
-            Ok(()) => home.free(*kind).lock().push(slot),
+        let is_known = home.system.is_known(seen.is_certain());
+        match slot.reset(home.origin(*kind, None), is_known, home.system.pages.as_ref()) {
+            Ok(_) => home.free(*kind).lock().push(slot),
             // It goes back to the system, whole.
             Err(error) => tracing::error!("a memory cannot be used again: {error}"),
         }
@@ -142,21 +153,43 @@ impl Drop for Placed {
 }
 
 impl Lease for MemoryLease {
-    fn renew(&self, is_certain: bool) -> io::Result<()> {
+    fn renew(&self, is_certain: bool, loaded: Option<&Difference>) -> io::Result<bool> {
         let mut held = self.held.lock();
-        let Held { slot, seen, folded } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        *folded = None;
+        let Held { slot, seen, folded, is_empty } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        // With its pages it has given up the script.
+        let loaded = loaded.filter(|_| folded.take().is_none());
         let is_certain = seen.is_certain_if(is_certain);
         match self.kind {
+            Kind::Guest if *is_empty => Ok(true),
             Kind::Guest => {
                 let system = &self.home.system;
-                slot.reset(self.home.content_of(self.kind), system.is_known(is_certain), system.pages.as_ref())?;
+                let is_known = system.is_known(is_certain);
+                let is_loaded = slot.reset(self.home.origin(self.kind, loaded), is_known, system.pages.as_ref())?;
                 seen.end(false);
+                Ok(is_loaded)
             }
             // wasmtime's own bookkeeping of it goes on. No guest can read it.
-            Kind::Exceptions => seen.end(!is_certain),
+            Kind::Exceptions => {
+                seen.end(!is_certain);
+                Ok(true)
+            }
         }
-        Ok(())
+    }
+
+    fn empty(&self, is_certain: bool, loaded: &Difference) -> io::Result<Option<Difference>> {
+        let mut held = self.held.lock();
+        let Held { slot, seen, folded, is_empty } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        if self.kind != Kind::Guest || folded.is_some() {
+            return Ok(None);
+        }
+        let system = &self.home.system;
+        let is_known = system.is_known(seen.is_certain_if(is_certain));
+        let had = slot.empty(self.home.origin(self.kind, Some(loaded)), is_known, system.pages.as_ref())?;
+        if had.is_some() {
+            seen.end(false);
+            *is_empty = true;
+        }
+        Ok(had)
     }
 
     fn fold(&self) -> io::Result<()> {
@@ -178,6 +211,7 @@ impl Lease for MemoryLease {
     fn hand_to(&self, witness: Option<Arc<Witness>>) {
         if let Some(held) = self.held.lock().as_mut() {
             held.seen.begin(witness);
+            held.is_empty = false;
         }
     }
 }

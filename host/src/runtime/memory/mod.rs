@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`content`] | what a memory begins with |
 //! | [`difference`] | in what another differs from it |
+//! | [`origin`] | what it is when it is as new: without a script in it, or with a tenant's |
 //! | [`slot`] | the place of one memory |
 //! | [`lease`] | what a VM has on loan: made as new when its request is over, and when it is gone |
 //! | [`faults`] | whether a slot can have pages of its own that it does not know |
@@ -36,6 +37,7 @@ mod content;
 mod difference;
 mod faults;
 mod lease;
+mod origin;
 mod pagemap;
 mod slot;
 mod stack;
@@ -50,13 +52,14 @@ use wasmtime::{LinearMemory, MemoryCreator, MemoryType};
 
 pub use self::{
     content::Content,
-    difference::{Difference, is_unchanged},
+    difference::{Difference, LINE_BYTES, is_unchanged},
     faults::{Witness, Witnessed},
     lease::Lease,
     stack::{Creator as StackCreator, Stacks},
 };
 use self::{
     lease::Placed,
+    origin::Origin,
     pagemap::PageMap,
     slot::{Shape, Slot},
 };
@@ -163,6 +166,14 @@ impl Memories {
     /// What a memory begins with. None: zeros.
     fn content_of(&self, kind: Kind) -> Option<&Content> {
         self.content.get().filter(|_| kind == Kind::Guest)
+    }
+
+    /// What it is when it is as new, with a script in it or without.
+    fn origin<'a>(&'a self, kind: Kind, loaded: Option<&'a Difference>) -> Origin<'a> {
+        match kind {
+            Kind::Guest => Origin { content: self.content(), loaded },
+            Kind::Exceptions => Origin::default(),
+        }
     }
 
     fn free(&self, kind: Kind) -> &Mutex<Vec<Slot>> {

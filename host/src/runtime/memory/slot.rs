@@ -8,13 +8,18 @@ use super::{
     PAGE_BYTES,
     addresses::Addresses,
     content::Content,
-    difference::{Difference, LINE_BYTES},
+    difference::{Collector, Difference},
+    origin::Origin,
     pagemap::{Own, PageMap},
 };
 
 /// Most bytes of its own that a slot keeps for the next VM. They are put back by copying, which takes a fifth of what
 /// a page fault does.
 const KEEP_BYTES: usize = 1024 * 1024;
+
+/// A slot with more bytes of its own is not emptied for a request that waits: what is compared is to be in the
+/// processor's caches still.
+const EMPTY_BYTES: usize = 256 * 1024;
 
 /// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
 const N_USES: u32 = 256;
@@ -93,35 +98,63 @@ impl Slot {
         Ok(())
     }
 
-    /// Makes the memory as it was at first. `is_known`: no page has become the slot's own since it was last asked.
+    /// Makes the memory as new. `is_known`: no page has become the slot's own since it was last asked. Gives whether the
+    /// loaded script that the origin may have is in it: else it is as the content.
     ///
     /// # Errors
     /// When the system refuses; then the slot is of no use any more.
-    pub fn reset(&mut self, content: Option<&Content>, is_known: bool, pages: Option<&PageMap>) -> io::Result<()> {
+    pub fn reset(&mut self, origin: Origin<'_>, is_known: bool, pages: Option<&PageMap>) -> io::Result<bool> {
         // What an earlier VM grew into is closed now, and as it was at first, but its pages are still there.
         let reach = self.open_bytes.max(self.kept_until);
         let own = if is_known { Some(std::mem::take(&mut self.own)) } else { self.look(reach, pages)? };
         self.n_uses = self.n_uses.wrapping_add(1);
-        let is_little = |own: &Vec<Range<usize>>| own.iter().map(Range::len).sum::<usize>() <= KEEP_BYTES;
-        match own.filter(is_little).filter(|_| !self.n_uses.is_multiple_of(N_USES)) {
-            Some(own) => {
-                for run in &own {
-                    self.put_back(run.start..run.end.min(self.open_bytes), content);
-                }
-                self.kept_until = own.last().map_or(0, |run| run.end);
-                self.own = own;
+        let has_kept = match own.filter(|own| n_bytes(own) <= KEEP_BYTES) {
+            Some(own) if !self.n_uses.is_multiple_of(N_USES) => {
+                self.put_back(&own, origin, |_, _| Ok(()))?;
+                self.keep(own);
+                true
             }
-            None => {
+            _ => {
                 self.addresses.give_back(reach)?;
                 self.kept_until = 0;
                 self.own.clear();
+                false
             }
-        }
+        };
         if self.open_bytes > self.content_bytes {
             self.addresses.protect(self.content_bytes..self.open_bytes, MprotectFlags::empty())?;
             self.open_bytes = self.content_bytes;
         }
-        Ok(())
+        Ok(has_kept && origin.loaded.is_some())
+    }
+
+    /// Makes the memory as new, with the script that is loaded in it, and gives what it had that this has not. None: it
+    /// has grown or has too much of its own, or the system does not say; it is as it was.
+    ///
+    /// # Errors
+    /// When the system refuses; then the slot is of no use any more.
+    pub fn empty(
+        &mut self,
+        origin: Origin<'_>,
+        is_known: bool,
+        pages: Option<&PageMap>,
+    ) -> io::Result<Option<Difference>> {
+        if self.open_bytes > self.content_bytes {
+            return Ok(None);
+        }
+        let reach = self.open_bytes.max(self.kept_until);
+        let own = if is_known { Some(self.own.clone()) } else { self.look(reach, pages)? };
+        let Some(own) = own.filter(|own| n_bytes(own) <= EMPTY_BYTES) else { return Ok(None) };
+        let mut had = Collector::default();
+        self.put_back(&own, origin, |start, line| had.push(start, line))?;
+        self.keep(own);
+        Ok(Some(had.finish()))
+    }
+
+    /// Notes which pages are the slot's own.
+    fn keep(&mut self, own: Vec<Range<usize>>) {
+        self.kept_until = own.last().map_or(0, |run| run.end);
+        self.own = own;
     }
 
     /// Gives all pages of its own back, and what stands in them that the content has not. None: it has kept them,
@@ -170,42 +203,27 @@ impl Slot {
         }
     }
 
-    /// Makes open pages as they were at first.
-    fn put_back(&mut self, run: Range<usize>, content: Option<&Content>) {
-        if run.is_empty() {
-            return;
+    /// Makes pages as new, as far as they are open. `had` is told each line that was not, before.
+    fn put_back(
+        &mut self,
+        own: &[Range<usize>],
+        origin: Origin<'_>,
+        mut had: impl FnMut(usize, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let end = self.open_bytes;
+        let mut walk = origin.walk();
+        let memory = self.memory();
+        for start in own.iter().flat_map(|run| (run.start..run.end.min(end)).step_by(PAGE_BYTES)) {
+            let page = memory.get_mut(start..).and_then(|rest| rest.as_chunks_mut().0.first_chunk_mut());
+            let page = page.ok_or_else(|| io::Error::other("a memory ends within a page"))?;
+            walk.put_back(start, page, |at, line| had(at, line))?;
         }
-        let start = self.addresses.at(run.start).cast::<u8>();
-        // SAFETY: the run is of pages that are open, and the memory's owner is gone: nobody else has a reference.
-        #[allow(unsafe_code)]
-        let target = unsafe { std::slice::from_raw_parts_mut(start, run.len()) };
-        let content = content.and_then(|content| content.bytes().get(run.start..)).unwrap_or_default();
-        let (copied, zeroed) = target.split_at_mut(content.len().min(run.len()));
-        let (as_before, rest_as_before) = content[..copied.len()].as_chunks::<LINE_BYTES>();
-        let (lines, rest) = copied.as_chunks_mut::<LINE_BYTES>();
-        lines.iter_mut().zip(as_before).for_each(|(line, as_before)| put_back_line(line, as_before));
-        // Pages are whole lines. To fill nothing is not for nothing: glibc does it with a masked store to where the rest
-        // would be, in the next page, and the processor takes 0.2 us for one to a page that may not be written.
-        if !rest.is_empty() {
-            rest.copy_from_slice(rest_as_before);
-        }
-        let (lines, rest) = zeroed.as_chunks_mut::<LINE_BYTES>();
-        lines.iter_mut().for_each(|line| put_back_line(line, &[0; LINE_BYTES]));
-        if !rest.is_empty() {
-            rest.fill(0);
-        }
+        Ok(())
     }
 }
 
-/// A small request changes one line in five of the pages that it writes to. What is as it was need not be written.
-fn put_back_line(line: &mut [u8; LINE_BYTES], as_before: &[u8; LINE_BYTES]) {
-    // Without a branch or a call within: a comparison of slices stops early, which costs more than it saves.
-    let differences = line.as_chunks::<8>().0.iter().zip(as_before.as_chunks::<8>().0);
-    let differs =
-        differences.fold(0, |seen, (now, before)| seen | (u64::from_ne_bytes(*now) ^ u64::from_ne_bytes(*before)));
-    if differs != 0 {
-        *line = *as_before;
-    }
+fn n_bytes(own: &[Range<usize>]) -> usize {
+    own.iter().map(Range::len).sum()
 }
 
 #[cfg(test)]
@@ -217,6 +235,10 @@ mod tests {
     fn content() -> Content {
         let bytes: Vec<u8> = (0..4 * PAGE_BYTES).map(|index| (index / PAGE_BYTES + 1).to_le_bytes()[0]).collect();
         Content::new(&bytes).expect("there is memory")
+    }
+
+    fn origin(content: &Content) -> Origin<'_> {
+        Origin { content: content.bytes(), loaded: None }
     }
 
     fn pages() -> PageMap {
@@ -238,7 +260,7 @@ mod tests {
         for page in [1, 2, 5] {
             slot.memory()[page * PAGE_BYTES + 7] = 99;
         }
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         assert_eq!(slot.own, [PAGE_BYTES..3 * PAGE_BYTES, 5 * PAGE_BYTES..6 * PAGE_BYTES]);
         assert!(is_new(&mut slot, &content));
     }
@@ -248,9 +270,9 @@ mod tests {
         let (content, pages) = (content(), pages());
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.memory()[9] = 99;
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         slot.memory()[10] = 99;
-        slot.reset(Some(&content), true, None).expect("resets");
+        slot.reset(origin(&content), true, None).expect("resets");
         assert!(is_new(&mut slot, &content));
     }
 
@@ -260,13 +282,13 @@ mod tests {
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(8 * PAGE_BYTES).expect("opens");
         slot.memory()[7 * PAGE_BYTES] = 99;
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         // A small one, in doubt: what is beyond its end is still the slot's own.
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         assert_eq!(slot.own.first(), Some(&(7 * PAGE_BYTES..8 * PAGE_BYTES)));
         slot.open(8 * PAGE_BYTES).expect("opens");
         slot.memory()[7 * PAGE_BYTES] = 98;
-        slot.reset(Some(&content), true, None).expect("resets");
+        slot.reset(origin(&content), true, None).expect("resets");
         assert!(is_new(&mut slot, &content));
     }
 
@@ -276,7 +298,7 @@ mod tests {
         let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
         slot.open(5 * PAGE_BYTES).expect("opens");
         slot.memory().fill(99);
-        slot.reset(Some(&content), false, None).expect("resets");
+        slot.reset(origin(&content), false, None).expect("resets");
         assert!(slot.own.is_empty() && is_new(&mut slot, &content));
     }
 
@@ -287,11 +309,11 @@ mod tests {
         let mut slot = Slot::reserve(shape, Some(&content)).expect("has addresses");
         slot.open(KEEP_BYTES + PAGE_BYTES).expect("opens");
         slot.memory().fill(99);
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         assert!(slot.own.is_empty(), "more than a slot keeps");
         for _ in 1..N_USES {
             slot.memory()[0] = 99;
-            slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+            slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         }
         assert!(slot.own.is_empty(), "after many uses");
         assert!(is_new(&mut slot, &content));
@@ -310,7 +332,7 @@ mod tests {
         assert_eq!(slot.look(8 * PAGE_BYTES, Some(&pages)).expect("looks"), Some(vec![]));
         slot.unfold(&difference).expect("fits");
         assert!(slot.memory() == before);
-        slot.reset(Some(&content), false, Some(&pages)).expect("resets");
+        slot.reset(origin(&content), false, Some(&pages)).expect("resets");
         assert!(is_new(&mut slot, &content));
     }
 
@@ -330,5 +352,60 @@ mod tests {
         slot.open(8 * PAGE_BYTES).expect("opens");
         assert_eq!(slot.memory().iter().filter(|byte| **byte == 0).count(), 4 * PAGE_BYTES);
         assert_eq!(slot.look(8 * PAGE_BYTES, Some(&pages)).expect("looks"), Some(vec![]));
+    }
+
+    #[test]
+    fn a_slot_with_a_loaded_script_is_emptied_of_the_rest_and_has_it_again_in_another_place() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        let mut loaded = content.bytes().to_vec();
+        loaded[PAGE_BYTES..][..70].fill(50);
+        let script = Difference::between(content.bytes(), &loaded, std::iter::once(0..loaded.len())).expect("small");
+        script.apply(slot.memory()).expect("fits");
+        for (at, byte) in [(5, 99), (PAGE_BYTES + 64, 98), (PAGE_BYTES + 127, 97), (2 * PAGE_BYTES, 96)] {
+            slot.memory()[at] = byte;
+        }
+        let before = slot.memory().to_vec();
+        let origin = Origin { content: content.bytes(), loaded: Some(&script) };
+        let had = slot.empty(origin, false, Some(&pages)).expect("is asked").expect("has few pages");
+        assert!(slot.memory() == loaded, "what is left is the script");
+        assert_eq!(had.n_bytes(), 3 * 64, "the script is no part of it");
+        // In another that had the script, and is made as new with it.
+        let mut other = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        script.apply(other.memory()).expect("fits");
+        other.memory()[PAGE_BYTES + 3] = 95;
+        assert!(other.reset(origin, false, Some(&pages)).expect("resets"));
+        assert!(other.memory() == loaded);
+        had.apply(other.memory()).expect("fits");
+        assert!(other.memory() == before);
+        script.revert(content.bytes(), slot.memory()).expect("fits");
+        assert!(slot.memory() == content.bytes());
+    }
+
+    #[test]
+    fn a_slot_that_has_grown_or_has_much_of_its_own_is_not_emptied() {
+        let (content, pages) = (content(), pages());
+        let shape = Shape { reserved_bytes: 2 * EMPTY_BYTES, safepoint: None };
+        let mut slot = Slot::reserve(shape, Some(&content)).expect("has addresses");
+        slot.open(5 * PAGE_BYTES).expect("opens");
+        assert_eq!(slot.empty(origin(&content), false, Some(&pages)).expect("is asked"), None);
+        let bytes = vec![1; EMPTY_BYTES + PAGE_BYTES];
+        let large = Content::new(&bytes).expect("there is memory");
+        let mut slot = Slot::reserve(shape, Some(&large)).expect("has addresses");
+        slot.memory().fill(9);
+        let had = slot.empty(Origin { content: large.bytes(), loaded: None }, false, Some(&pages));
+        assert_eq!(had.expect("is asked"), None);
+        assert!(slot.memory().iter().all(|byte| *byte == 9), "it is as it was");
+    }
+
+    #[test]
+    fn a_slot_that_gives_all_back_has_no_script_any_more() {
+        let content = content();
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        let script = Difference::between(&[], &[5; 64], std::iter::once(0..64)).expect("small");
+        script.apply(slot.memory()).expect("fits");
+        let origin = Origin { content: content.bytes(), loaded: Some(&script) };
+        assert!(!slot.reset(origin, false, None).expect("resets"));
+        assert!(slot.memory() == content.bytes());
     }
 }

@@ -7,7 +7,7 @@ use rustix::mm::MprotectFlags;
 use wasmtime::{StackCreator, StackMemory};
 
 use super::{
-    Lease, PAGE_BYTES, System, Witness,
+    Difference, Lease, PAGE_BYTES, System, Witness,
     addresses::Addresses,
     lease::Seen,
     pagemap::{Own, PageMap},
@@ -148,13 +148,17 @@ impl Drop for Lent {
 }
 
 impl Lease for StackLease {
-    fn renew(&self, is_certain: bool) -> io::Result<()> {
+    fn renew(&self, is_certain: bool, _loaded: Option<&Difference>) -> io::Result<bool> {
         let mut held = self.held.lock();
         let (stack, seen) = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let system = &self.home.system;
         stack.reset(system.is_known(seen.is_certain_if(is_certain)), system.pages.as_ref())?;
         seen.end(false);
-        Ok(())
+        Ok(true)
+    }
+
+    fn empty(&self, _is_certain: bool, _loaded: &Difference) -> io::Result<Option<Difference>> {
+        Ok(None)
     }
 
     /// Between two calls nothing on it means anything.
