@@ -39,7 +39,7 @@ impl Arguments {
     /// # Errors
     /// When the string is not UTF-8 or longer than 64 KiB.
     pub fn text(&self, index: usize, name: &str) -> Result<String, OperationError> {
-        text(&self.api, name, &self.values[index])
+        text(self.api, name, &self.values[index])
     }
 
     /// A table argument that may be absent.
@@ -81,7 +81,7 @@ impl Arguments {
 
     /// The error for an argument of the wrong type.
     pub fn mismatch(&self, name: &str, expected: &str, value: &Value) -> OperationError {
-        mismatch(&self.api, name, expected, value)
+        mismatch(self.api, name, expected, value)
     }
 }
 

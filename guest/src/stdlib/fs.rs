@@ -57,7 +57,7 @@ fn done(reply: Reply) -> Answer {
 }
 
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
-    match operation::perform(&arguments.api, AnyOperation::Fs(operation)).await? {
+    match operation::perform(arguments.api, AnyOperation::Fs(operation)).await? {
         AnyReply::Fs(reply) => Ok(reply),
         _ => Err(super::mismatched_reply()),
     }

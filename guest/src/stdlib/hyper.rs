@@ -53,14 +53,14 @@ async fn post(lua: Lua, arguments: Arguments) -> Answer {
 
 async fn request(lua: Lua, arguments: Arguments) -> Answer {
     let table = arguments.table(0, "request")?;
-    let request = from_table(&arguments, &arguments.api, &table, empty("GET", String::new()))?;
+    let request = from_table(&arguments, arguments.api, &table, empty("GET", String::new()))?;
     perform(&lua, &arguments, request).await
 }
 
 async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
     cancel::refuse().await?;
     let requests = batch(&arguments)?;
-    let api = &arguments.api;
+    let api = arguments.api;
     let replies = lua.create_table_with_capacity(requests.len(), 0)?;
     // Each reply becomes a table at once, so that the bodies are on the script's own account.
     let memory = RefCell::new(Ok(()));
@@ -89,7 +89,7 @@ async fn get_all(lua: Lua, arguments: Arguments) -> Answer {
 
 /// Reads the whole list before the first request leaves.
 fn batch(arguments: &Arguments) -> Result<Vec<Request>, Failure> {
-    let api = &arguments.api;
+    let api = arguments.api;
     let list = arguments.table(0, "requests")?;
     if list.raw_len() > MAX_BATCH {
         return Err(OperationError::invalid(format!(
@@ -122,7 +122,7 @@ fn empty(method: &str, url: String) -> Request {
 /// Reads `{headers =, timeout =, timeouts =, decompress =}`.
 fn apply_options(request: &mut Request, arguments: &Arguments, index: usize) -> Result<(), Failure> {
     let Some(options) = arguments.optional_table(index, "options")? else { return Ok(()) };
-    for_each_field(&arguments.api, &options, |name, value| Ok(apply_option(request, &arguments.api, name, value)?))
+    for_each_field(arguments.api, &options, |name, value| Ok(apply_option(request, arguments.api, name, value)?))
 }
 
 fn apply_option(request: &mut Request, api: &str, name: &str, value: &Value) -> Result<bool, OperationError> {
@@ -210,7 +210,7 @@ pub fn to_method(written: &str) -> Option<String> {
 }
 
 async fn perform(lua: &Lua, arguments: &Arguments, request: Request) -> Answer {
-    let outcome = operation::perform(&arguments.api, AnyOperation::Http(Operation::Request(request))).await;
+    let outcome = operation::perform(arguments.api, AnyOperation::Http(Operation::Request(request))).await;
     response_table(lua, &response(outcome)?)
 }
 

@@ -48,7 +48,7 @@ async fn delete(arguments: Arguments) -> Answer {
 fn key(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
     let key = arguments.bytes(0, "key")?;
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        let api = &arguments.api;
+        let api = arguments.api;
         return Err(OperationError::invalid(format!(
             "{api}: key must have 1 to {MAX_KEY_BYTES} bytes, got {}",
             key.len()
@@ -59,7 +59,7 @@ fn key(arguments: &Arguments) -> Result<Vec<u8>, Failure> {
 }
 
 async fn perform(arguments: &Arguments, operation: Operation) -> Result<Reply, Failure> {
-    match operation::perform(&arguments.api, AnyOperation::Kv(operation)).await? {
+    match operation::perform(arguments.api, AnyOperation::Kv(operation)).await? {
         AnyReply::Kv(reply) => Ok(reply),
         _ => Err(super::mismatched_reply()),
     }

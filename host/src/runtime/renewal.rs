@@ -18,6 +18,17 @@
 //!
 //! A VM is ended instead if a call into it has trapped, was killed or never returned, if its memory has grown, which
 //! cannot be undone, and after some hundred requests.
+//!
+//! As new it is with the script of the tenant that had it last, which is what the next VM of that tenant begins with. A
+//! tenant of another script is given it without: the lines that the script had changed are put back first.
+//!
+//! # Requests that wait
+//!
+//! By the same argument a request between two calls is what it has changed in the memory, the globals, and what the host
+//! keeps for it. So while it waits it has no VM: its lines are taken out as the VM is made as new, and it goes on in
+//! whichever VM is there ([`super::vm::Parked`]). The next request has the one that it left, whose memory is in the
+//! processor's caches; a VM that waits for 50 ms is not in them any more, and to go on in it and to put it back takes
+//! longer than all that the guest has to do. A request whose memory has grown, or has much in it, keeps its VM.
 
 use parking_lot::Mutex;
 

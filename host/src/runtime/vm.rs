@@ -42,8 +42,8 @@ fn no_room() -> Error {
     Error::msg("the guest has no room for a small message")
 }
 
-/// After so many requests a VM is ended, with what wasmtime keeps for its exceptions.
-pub const MAX_LIVES: u32 = 256;
+/// After so many requests, and parts of requests, a VM is ended, with what wasmtime keeps for its exceptions.
+pub const MAX_LIVES: u32 = 512;
 
 /// A VM that has waited for so long is folded, see [`Vm::fold`]. Tests wait for nothing as long.
 pub const FOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
@@ -225,10 +225,9 @@ impl Vm {
 
     /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
     pub fn renew(mut self) -> Option<Self> {
-        if !self.is_renewable() || self.n_lives >= MAX_LIVES {
+        if !self.is_renewable() {
             return None;
         }
-        self.n_lives += 1;
         // First all that its request had under way, and what that had used up.
         drop(self.take_state().ok()?);
         let witness = Witness::current()?;
@@ -307,7 +306,7 @@ impl Vm {
             let memory = self.store.data().memory();
             memory.map_or(true, |memory| memory.data_size(&self.store) != self.begun_with.memory_bytes)
         };
-        self.is_sound && !has_grown()
+        self.is_sound && self.n_lives < MAX_LIVES && !has_grown()
     }
 
     /// Takes all that the host keeps for it.
@@ -322,6 +321,7 @@ impl Vm {
 
     /// Makes its globals and its places as new. Without success it must not be used again.
     fn put_back(&mut self, is_certain: bool) -> bool {
+        self.n_lives += 1;
         for (global, value) in &self.begun_with.globals {
             if let Err(error) = global.set(&mut self.store, *value) {
                 tracing::error!("a VM cannot be made as new: {error}");
