@@ -143,20 +143,27 @@ mod tests {
     #[test]
     fn a_quick_guest_runs_where_it_was_begun_and_no_other_does() {
         let io = runtime();
-        let scheduler = scheduler(&io);
-        let [quick, long] = ["quick", "long"].map(share);
-        let seen = io.block_on(async {
-            // On a thread of Tokio's, which this one is not.
-            let task = tokio::spawn(async move {
-                let direct = is_direct(&scheduler, &quick, true, false).await;
-                let forbidden = is_direct(&scheduler, &quick, false, false).await;
-                let before_a_long_one = is_direct(&scheduler, &long, true, true).await;
-                let after_it = is_direct(&scheduler, &long, true, false).await;
-                [direct, forbidden, before_a_long_one, after_it]
+        let scheduler = Arc::new(scheduler(&io));
+        // Of a call during which the kernel gave the processor away, too much time may be counted: then a quick guest is
+        // taken for a long one. Never the other way.
+        let is_seen = (0..100).any(|round| {
+            let scheduler = Arc::clone(&scheduler);
+            let [quick, long] = ["quick", "long"].map(|name| share(&format!("{name}{round}")));
+            let seen = io.block_on(async {
+                // On a thread of Tokio's, which this one is not.
+                let task = tokio::spawn(async move {
+                    let direct = is_direct(&scheduler, &quick, true, false).await;
+                    let forbidden = is_direct(&scheduler, &quick, false, false).await;
+                    let before_a_long_one = is_direct(&scheduler, &long, true, true).await;
+                    let after_it = is_direct(&scheduler, &long, true, false).await;
+                    ([direct, before_a_long_one], [forbidden, after_it])
+                });
+                task.await.expect("ends")
             });
-            task.await.expect("ends")
+            assert_eq!(seen.1, [false, false]);
+            seen.0 == [true, true]
         });
-        assert_eq!(seen, [true, false, true, false]);
+        assert!(is_seen);
     }
 
     #[test]
