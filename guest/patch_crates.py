@@ -194,15 +194,14 @@ LUAU = [
 {
     while (lua_Page* page = *pages)
     {
-        lua_Page** next = &page->next;
         if (uintptr_t(page) >= end)
         {
-            pages = next;
+            pages = &page->next;
             continue;
         }
-        if (*next)
-            (*next)->prev = page->prev;
-        *pages = *next;
+        *pages = page->next;
+        if (page->next)
+            page->next->prev = page->prev;
         page->prev = NULL;
         page->next = NULL;
     }

@@ -94,7 +94,7 @@ use self::{
     scheduler::Scheduler,
     state::{Reach, State},
     tenant_image::Dirty,
-    vm::{FOLD_AFTER, Guest, Parked, Preempt, Vm},
+    vm::{FOLD_AFTER, Guest, Parked, Parking, Preempt, Vm},
 };
 use crate::{
     policy::{Preemption, detach},
@@ -378,13 +378,15 @@ impl Runtime {
         if let Some(next) = vm.next_batch().now_or_never() {
             return Ok(next.map(|(_, batch)| (vm, batch)));
         }
-        let mut vm = match vm.park() {
-            Ok((mut parked, vm)) => {
-                vm.into_iter().for_each(|vm| self.renewed.put(vm));
+        let mut vm = match vm.park()? {
+            Parking::Left(mut parked, vm) => {
+                if let Some(vm) = vm {
+                    self.renewed.put(vm);
+                }
                 let Some((_, batch)) = parked.next_batch().await else { return Ok(None) };
                 return Ok(Some((self.resume(parked).await?, batch)));
             }
-            Err(vm) => *vm,
+            Parking::Stays(vm) => vm,
         };
         let next = match tokio::time::timeout(FOLD_AFTER, vm.next_batch()).await {
             Ok(next) => next,
@@ -404,19 +406,14 @@ impl Runtime {
         Ok(vm)
     }
 
-    /// Yields a ready VM: a fresh one, with the tenant's script in it.
+    /// Yields a ready VM: one that was made as new if there is any, else a fresh one, with the tenant's script in it.
     async fn ready(&self, image: &SharedImage, state: State) -> wasmtime::Result<Vm> {
-        let mut vm = self.fresh(Some(image), state).await?;
+        let mut vm = match self.renewed.take(image) {
+            Some(vm) => vm.begin(&self.preempt, state)?,
+            None => Vm::instantiate(&self.guest, &self.preempt, state).await?,
+        };
         vm.give(image, self.memories.content())?;
         Ok(vm)
-    }
-
-    /// A VM that was made as new, with this script in it if there is one, or as the base image has it.
-    async fn fresh(&self, image: Option<&SharedImage>, state: State) -> wasmtime::Result<Vm> {
-        match self.renewed.take(image) {
-            Some(vm) => vm.begin(&self.preempt, state),
-            None => Vm::instantiate(&self.guest, &self.preempt, state).await,
-        }
     }
 }
 

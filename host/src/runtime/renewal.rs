@@ -26,7 +26,7 @@
 //!
 //! By the same argument a request between two calls is what it has changed in the memory, the globals, and what the host
 //! keeps for it. So while it waits it has no VM: its lines are taken out as the VM is made as new, and it goes on in
-//! whichever VM is there ([`super::vm::Parked`]). The next request has the one that it left, whose memory is in the
+//! whichever VM is there ([`super::vm::Vm::park`]). The next request has the one that it left, whose memory is in the
 //! processor's caches; a VM that waits for 50 ms is not in them any more, and to go on in it and to put it back takes
 //! longer than all that the guest has to do. A request whose memory has grown, or has much in it, keeps its VM.
 
@@ -50,13 +50,12 @@ pub struct Renewed {
 // === impl Renewed ===
 
 impl Renewed {
-    /// Takes one, if there is any that has the script of `image` already.
-    pub fn take(&self, image: Option<&SharedImage>) -> Option<Vm> {
+    /// Takes one; of a few of the last, one that has the script of `image` already, if there is any.
+    pub fn take(&self, image: &SharedImage) -> Option<Vm> {
         let mut vms = self.vms.lock();
-        // A few of the last: the longer one waits, the less of it is in the caches.
-        let fits = |vm: &Vm| image.is_some_and(|image| vm.has(image));
-        let index = vms.iter().rev().take(MAX_LOOKED_AT).position(fits).map(|from_last| vms.len() - 1 - from_last);
-        match index {
+        // No more: the longer one waits, the less of it is in the caches.
+        let index = vms.iter().rev().take(MAX_LOOKED_AT).position(|vm| vm.has(image));
+        match index.map(|from_last| vms.len() - 1 - from_last) {
             Some(index) => Some(vms.remove(index)),
             None => vms.pop(),
         }
@@ -71,8 +70,7 @@ impl Renewed {
 
     /// Keeps one that is as new.
     pub fn put(&self, vm: Vm) {
-        // One too many is ended after the lock is free: what is declared first is dropped last.
-        let vm = vm;
+        // One too many is ended after the lock is free: what came as an argument is dropped last.
         let mut vms = self.vms.lock();
         if vms.len() < MAX_WAITING {
             vms.push(vm);

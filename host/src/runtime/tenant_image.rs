@@ -1,8 +1,8 @@
 //! A tenant's script after loading: what its VM's memory differs in from the base image.
 //!
 //! Compiling a script and running its top level costs milliseconds, so it happens once. Each request
-//! then starts from a fresh instance of the base image with these bytes copied in, which costs
-//! microseconds. Memory is all there is to restore: between two calls the guest's stack is empty,
+//! then starts from an instance of the base image that has these bytes, or has them copied in, which
+//! costs microseconds. Memory is all there is to restore: between two calls the guest's stack is empty,
 //! its stack pointer is back at its origin, and its table never changes.
 
 use std::{iter, sync::Arc};

@@ -38,7 +38,7 @@ fn script(marker: &str) -> String {
     )
 }
 
-async fn load(runtime: &Arc<Runtime>, marker: &str) -> SharedImage {
+pub(super) async fn load(runtime: &Arc<Runtime>, marker: &str) -> SharedImage {
     load_script(runtime, marker, script(marker)).await
 }
 
@@ -70,8 +70,8 @@ async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces:
         assert!(grown.chunks(PAGE_BYTES).all(|page| page == [0; PAGE_BYTES]), "memory that does not begin as zeros");
     }
     vm.start(event(&format!("/{n_pieces}")), &TERMS).await.expect("runs");
-    let (mut vm, next) = match vm.park() {
-        Ok((mut parked, vm)) => {
+    let (mut vm, next) = match vm.park().expect("the system lets it") {
+        Parking::Left(mut parked, vm) => {
             assert_eq!(n_pieces, 0, "a memory with much in it stays");
             let vm = vm.expect("it is as new");
             assert!(vm.memory().expect("has one") == new, "what a request had is there while it waits");
@@ -79,10 +79,10 @@ async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces:
             let next = parked.next_batch().await;
             (runtime.resume(parked).await.expect("goes on"), next)
         }
-        Err(mut vm) => {
+        Parking::Stays(mut vm) => {
             assert_ne!(n_pieces, 0, "a memory with little in it makes room");
             let next = vm.next_batch().await;
-            (*vm, next)
+            (vm, next)
         }
     };
     let (_, batch) = next.expect("a timer is under way");
@@ -167,7 +167,7 @@ fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
     let image = &io.block_on(load(&runtime, marker));
     let n_renewed = |path: &str, cpu: Duration, n_pages: u64| {
         let live = async {
-            drop(runtime.renewed.take(None));
+            drop(runtime.renewed.take(image));
             let mut vm = runtime.ready(image, state(marker, cpu)).await.expect("there is a slot");
             vm.grow(n_pages).expect("within its limit");
             let has_ended = vm.start(event(path), &TERMS).await.is_ok();
@@ -175,7 +175,7 @@ fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
             has_ended
         };
         let has_ended = io.block_on(Witnessed::new(live));
-        let vm = runtime.renewed.take(None);
+        let vm = runtime.renewed.take(image);
         if let Some(vm) = &vm {
             assert!(
                 vm.memory().expect("has one") == memory_with(&runtime, image),
@@ -222,7 +222,7 @@ fn a_vm_that_is_folded_has_no_memory_of_its_own_and_goes_on_as_if_it_had_not_bee
         assert_eq!(String::from_utf8_lossy(&response.body), "a1 a2 a39000");
         runtime.renewed.keep(vm);
     }));
-    let vm = runtime.renewed.take(None).expect("it is as new");
+    let vm = runtime.renewed.take(image).expect("it is as new");
     assert!(vm.memory().expect("has one") == memory_with(&runtime, image), "there is more in it than the script");
 }
 
@@ -234,7 +234,7 @@ fn a_vm_that_is_over_while_it_is_folded_has_no_script_any_more() {
         let mut vm = runtime.ready(image, state("a", Duration::from_secs(60))).await.expect("there is a slot");
         vm.fold();
         runtime.renewed.keep(vm);
-        let vm = runtime.renewed.take(None).expect("it is as new");
+        let vm = runtime.renewed.take(image).expect("it is as new");
         assert!(vm.memory().expect("has one") == runtime.memories.content());
         assert!(!vm.has(image));
         runtime.renewed.put(vm);
@@ -257,30 +257,14 @@ fn a_vm_is_given_to_who_has_the_same_script_and_to_another_with_nothing_of_it() 
         let (first, second) = (ready(&images[0]).await, ready(&images[1]).await);
         runtime.renewed.keep(first);
         runtime.renewed.keep(second);
-        let taken = runtime.renewed.take(Some(&images[0])).expect("there are two");
+        let taken = runtime.renewed.take(&images[0]).expect("there are two");
         assert!(taken.has(&images[0]), "not the last that came");
         runtime.renewed.put(taken);
         drop(ready(&images[0]).await);
         // The other one is left.
         runtime.renewed.keep(ready(&images[0]).await);
-        let taken = runtime.renewed.take(Some(&images[1])).expect("there is one");
+        let taken = runtime.renewed.take(&images[1]).expect("there is one");
         assert!(taken.has(&images[0]));
         assert!(taken.memory().expect("has one") == memory_with(&runtime, &images[0]));
     }));
-}
-
-#[test]
-fn a_vm_lives_for_so_many_requests_and_no_more() {
-    let (runtime, io, _folder) = runtime();
-    let is_left_after = |n_lives: u32| {
-        for _ in 0..n_lives {
-            io.block_on(Witnessed::new(async {
-                let vm = runtime.fresh(None, state("a", Duration::from_secs(60))).await.expect("there is a slot");
-                runtime.renewed.keep(vm);
-            }));
-        }
-        runtime.renewed.take(None).is_some()
-    };
-    assert!(is_left_after(vm::MAX_LIVES - 1));
-    assert!(!is_left_after(vm::MAX_LIVES));
 }

@@ -1,6 +1,8 @@
 //! One Luau VM: an instance of the guest and the calls into it.
 
-use std::{io, sync::Arc, time::Duration};
+mod lives;
+
+use std::sync::Arc;
 
 use neoc_abi::{
     Completion, OperationError,
@@ -12,16 +14,16 @@ use wasmtime::{
     Val, WasmParams, WasmResults,
 };
 
+pub use self::lives::{FOLD_AFTER, Parked, Parking};
 use super::{
     image,
-    memory::{Difference, Lease, Witness},
+    memory::Lease,
     meter::{CpuBudget, CpuMeter, Metered},
     preempt::{Interrupt, Target},
     requests::Requests,
-    state::{Reach, State},
+    state::State,
     tenant_image::SharedImage,
 };
-use crate::script_log::ScriptLog;
 
 /// A message that the guest is to fetch: how long it is, and for how many bytes it is to have room first, see [`Room`].
 type Message = (u32, u32);
@@ -41,12 +43,6 @@ enum Room {
 fn no_room() -> Error {
     Error::msg("the guest has no room for a small message")
 }
-
-/// After so many requests, and parts of requests, a VM is ended, with what wasmtime keeps for its exceptions.
-pub const MAX_LIVES: u32 = 512;
-
-/// A VM that has waited for so long is folded, see [`Vm::fold`]. Tests wait for nothing as long.
-pub const FOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
 
 /// What stops a running VM; see [`crate::policy::Preemption`].
 pub enum Preempt {
@@ -106,27 +102,6 @@ struct Calls {
 struct Begun {
     globals: Vec<(Global, Val)>,
     memory_bytes: usize,
-}
-
-/// A request that waits, without a VM: what it had in one.
-pub struct Parked {
-    state: State,
-    globals: Vec<Val>,
-    /// What the VM's memory had that one with the script has not.
-    memory: Difference,
-    image: SharedImage,
-}
-
-impl Parked {
-    /// As [`Vm::next_batch`].
-    pub async fn next_batch(&mut self) -> Option<(u32, Vec<Completion>)> {
-        self.state.next_batch().await
-    }
-
-    /// What it is to go on with: its script and its state, then for [`Vm::resume`] its globals and its memory.
-    pub fn into_parts(self) -> (SharedImage, State, Vec<Val>, Difference) {
-        (self.image, self.state, self.globals, self.memory)
-    }
 }
 
 impl Guest {
@@ -221,165 +196,6 @@ impl Vm {
             is_folded,
             n_lives,
         })
-    }
-
-    /// Makes it as new, for [`Vm::begin`]. None where that cannot be, see [`super::renewal`].
-    pub fn renew(mut self) -> Option<Self> {
-        if !self.is_renewable() {
-            return None;
-        }
-        // First all that its request had under way, and what that had used up.
-        drop(self.take_state().ok()?);
-        let witness = Witness::current()?;
-        self.leases.extend(witness.take_leases());
-        self.put_back(witness.is_certain()).then_some(self)
-    }
-
-    /// Takes out what a request has in it that waits, and makes it as new with the request's script in it. The request
-    /// goes on in any VM with that script: see [`Vm::resume`]. To be called in the poll of the request, between two
-    /// calls. Gives the VM as it is if that cannot be, or if there is so much to take out that it had better stay.
-    pub fn park(mut self) -> Result<(Parked, Option<Self>), Box<Self>> {
-        let (Some(image), true, false) = (self.loaded.clone(), self.is_renewable(), self.is_folded) else {
-            return Err(Box::new(self));
-        };
-        let globals: Vec<Val> = self.begun_with.globals.iter().map(|(global, _)| global.get(&mut self.store)).collect();
-        // A reference is its own store's.
-        let are_numbers =
-            globals.iter().all(|global| matches!(global, Val::I32(_) | Val::I64(_) | Val::F32(_) | Val::F64(_)));
-        let Some(witness) = Witness::current().filter(|_| are_numbers) else { return Err(Box::new(self)) };
-        self.leases.extend(witness.take_leases());
-        let is_certain = witness.is_certain();
-        let mut emptied =
-            self.leases.iter().filter_map(|lease| lease.empty(is_certain, image.difference()).transpose());
-        let memory = match emptied.next() {
-            Some(Ok(memory)) => memory,
-            Some(Err(error)) => {
-                tracing::warn!("a VM that waits keeps its memory: {error}");
-                return Err(Box::new(self));
-            }
-            None => return Err(Box::new(self)),
-        };
-        drop(emptied);
-        let Ok(state) = self.take_state() else { return Err(Box::new(self)) };
-        let vm = self.put_back(is_certain).then_some(self);
-        Ok((Parked { state, globals, memory, image }, vm))
-    }
-
-    /// Lets a request go on that was parked. To be called with one that has its script, before the first call.
-    ///
-    /// # Errors
-    /// None in practice. Then it must not be used.
-    pub fn resume(&mut self, globals: &[Val], memory: &Difference) -> Result<()> {
-        memory.apply(self.memory_mut()?)?;
-        for ((global, _), value) in self.begun_with.globals.iter().zip(globals) {
-            global.set(&mut self.store, *value)?;
-        }
-        Ok(())
-    }
-
-    /// Gives it a tenant's script, instead of what it may have. It has just begun; `base`: the base image's memory.
-    ///
-    /// # Errors
-    /// When the tenant's memory limit is below what the script holds once loaded.
-    pub fn give(&mut self, image: &SharedImage, base: &[u8]) -> Result<()> {
-        match self.loaded.take() {
-            Some(loaded) if Arc::ptr_eq(&loaded, image) => {}
-            loaded => {
-                if let Some(loaded) = loaded {
-                    loaded.difference().revert(base, self.memory_mut()?)?;
-                }
-                image.restore(self)?;
-            }
-        }
-        self.loaded = Some(Arc::clone(image));
-        Ok(())
-    }
-
-    /// Whether it has this script.
-    pub fn has(&self, image: &SharedImage) -> bool {
-        self.loaded.as_ref().is_some_and(|loaded| Arc::ptr_eq(loaded, image))
-    }
-
-    /// Whether it can be made as new.
-    fn is_renewable(&self) -> bool {
-        let has_grown = || {
-            let memory = self.store.data().memory();
-            memory.map_or(true, |memory| memory.data_size(&self.store) != self.begun_with.memory_bytes)
-        };
-        self.is_sound && self.n_lives < MAX_LIVES && !has_grown()
-    }
-
-    /// Takes all that the host keeps for it.
-    fn take_state(&mut self) -> Result<State> {
-        let memory = self.store.data().memory()?;
-        self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
-        let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
-        nothing.memory = Some(memory);
-        self.target = None;
-        Ok(std::mem::replace(self.store.data_mut(), nothing))
-    }
-
-    /// Makes its globals and its places as new. Without success it must not be used again.
-    fn put_back(&mut self, is_certain: bool) -> bool {
-        self.n_lives += 1;
-        for (global, value) in &self.begun_with.globals {
-            if let Err(error) = global.set(&mut self.store, *value) {
-                tracing::error!("a VM cannot be made as new: {error}");
-                return false;
-            }
-        }
-        let loaded = self.loaded.as_ref().map(|image| image.difference());
-        let mut is_loaded = true;
-        let renewed = self.leases.iter().try_for_each(|lease| {
-            is_loaded &= lease.renew(is_certain, loaded)?;
-            io::Result::Ok(())
-        });
-        if !is_loaded {
-            self.loaded = None;
-        }
-        self.is_folded = false;
-        renewed.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).is_ok()
-    }
-
-    /// Begins another life, of one that was made as new.
-    ///
-    /// # Errors
-    /// When its memory is more than it may have now.
-    pub fn begin(mut self, preemption: &Preempt, mut state: State) -> Result<Self> {
-        if !state.limiter.allows(self.begun_with.memory_bytes) {
-            return Err(Error::msg("the base image takes more memory than the limit"));
-        }
-        let witness = Witness::current();
-        self.leases.iter().for_each(|lease| lease.hand_to(witness.clone()));
-        let memory = self.store.data().memory()?;
-        state.memory = Some(memory);
-        self.meter = Arc::clone(&state.meter);
-        *self.store.data_mut() = state;
-        self.target = preemption.target(memory.data_ptr(&self.store), &self.meter);
-        Ok(self)
-    }
-
-    /// Has it take as little memory as it can until the next call into it: of its pages only the lines are kept that
-    /// differ from the base image. To be called in the poll of its request, between two calls.
-    pub fn fold(&mut self) {
-        let Some(witness) = Witness::current() else { return };
-        // What is taken back then becomes the VM's own again, and nobody has to count it.
-        witness.doubt();
-        self.leases.extend(witness.take_leases());
-        self.is_folded = true;
-        tracing::debug!(target: "neoc::memory", "a VM that waits is folded");
-        for lease in &self.leases {
-            if let Err(error) = lease.fold() {
-                tracing::warn!("a VM that waits keeps its memory: {error}");
-            }
-        }
-    }
-
-    fn unfold(&mut self) -> Result<()> {
-        if std::mem::take(&mut self.is_folded) {
-            self.leases.iter().try_for_each(|lease| lease.unfold())?;
-        }
-        Ok(())
     }
 
     /// Where the guest's stack ends; it begins at 0.
@@ -557,26 +373,4 @@ where
 {
     let function = instance.get_module_export(&mut *store, export).and_then(Extern::into_func);
     function.ok_or_else(|| Error::msg("an export of the guest is no function"))?.typed(&*store)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{
-        super::{memory::Witnessed, tests},
-        *,
-    };
-
-    #[test]
-    fn a_global_that_a_guest_has_changed_is_as_it_was_in_its_next_life() {
-        let (runtime, io, _folder) = tests::runtime();
-        io.block_on(Witnessed::new(async {
-            let state = tests::state("a", Duration::from_secs(60));
-            let mut vm = runtime.fresh(None, state).await.expect("there is a slot");
-            let (stack_pointer, before) = *vm.begun_with.globals.first().expect("the guest has a stack");
-            stack_pointer.set(&mut vm.store, Val::I32(16)).expect("is mutable");
-            let mut vm = vm.renew().expect("has not run");
-            assert_eq!(stack_pointer.get(&mut vm.store).i32(), before.i32());
-            assert_ne!(before.i32(), Some(16));
-        }));
-    }
 }

@@ -30,25 +30,15 @@ impl Difference {
     /// # Errors
     /// For memories of 4 GiB and more.
     pub fn between(before: &[u8], after: &[u8], within: impl IntoIterator<Item = Range<usize>>) -> io::Result<Self> {
-        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut collector = Collector::default();
         for range in within {
             let start = range.start;
             let lines = after.get(range).unwrap_or_default().chunks(LINE_BYTES).enumerate();
-            for (start, line) in lines.map(|(index, line)| (start + index * LINE_BYTES, line)) {
-                match runs.last_mut() {
-                    _ if is_unchanged(before, start, line) => {}
-                    Some(run) if run.end == start => run.end = start + line.len(),
-                    _ => runs.push(start..start + line.len()),
-                }
-            }
+            let lines = lines.map(|(index, line)| (start + index * LINE_BYTES, line));
+            let changed = lines.filter(|(start, line)| !is_unchanged(before, *start, line));
+            changed.for_each(|(start, line)| collector.push(start, line));
         }
-        // At once as large as they are: thousands of these are kept.
-        let mut bytes = Vec::with_capacity(runs.iter().map(Range::len).sum());
-        runs.iter().for_each(|run| bytes.extend_from_slice(&after[run.clone()]));
-        let bytes = bytes.into_boxed_slice();
-        let compact = |run: Range<usize>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.len()).ok()?));
-        let runs = runs.into_iter().map(compact).collect::<Option<_>>();
-        Ok(Self { runs: runs.ok_or_else(|| io::Error::other("more than 4 GiB of memory"))?, bytes })
+        collector.finish()
     }
 
     /// Makes a memory that is as the one before into what the one after was.
@@ -111,29 +101,30 @@ impl Difference {
 /// Collects what differs, in order.
 #[derive(Default)]
 pub struct Collector {
-    runs: Vec<(u32, u32)>,
+    runs: Vec<Range<usize>>,
     bytes: Vec<u8>,
 }
 
 impl Collector {
     /// Adds a piece that starts at `start`, an offset in bytes.
+    pub fn push(&mut self, start: usize, piece: &[u8]) {
+        let end = start + piece.len();
+        match self.runs.last_mut() {
+            Some(run) if run.end == start => run.end = end,
+            _ => self.runs.push(start..end),
+        }
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// All of it, as large as it is: thousands of these are kept.
     ///
     /// # Errors
     /// For memories of 4 GiB and more.
-    pub fn push(&mut self, start: usize, piece: &[u8]) -> io::Result<()> {
-        let number = |n: usize| u32::try_from(n).map_err(|_| io::Error::other("more than 4 GiB of memory"));
-        let (start, length) = (number(start)?, number(piece.len())?);
-        match self.runs.last_mut() {
-            Some((last, n_bytes)) if *last + *n_bytes == start => *n_bytes += length,
-            _ => self.runs.push((start, length)),
-        }
-        self.bytes.extend_from_slice(piece);
-        Ok(())
-    }
-
-    /// All of it.
-    pub fn finish(self) -> Difference {
-        Difference { runs: self.runs.into(), bytes: self.bytes.into() }
+    pub fn finish(self) -> io::Result<Difference> {
+        let compact = |run: Range<usize>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.len()).ok()?));
+        let runs = self.runs.into_iter().map(compact).collect::<Option<_>>();
+        let runs = runs.ok_or_else(|| io::Error::other("more than 4 GiB of memory"))?;
+        Ok(Difference { runs, bytes: self.bytes.into() })
     }
 }
 

@@ -65,8 +65,6 @@ struct Held {
     seen: Seen,
     /// What was in it, while it is folded.
     folded: Option<Difference>,
-    /// Whether it was emptied, and nobody has used it since.
-    is_empty: bool,
 }
 
 // === impl Seen ===
@@ -104,7 +102,7 @@ impl Seen {
 impl Placed {
     /// Lends `slot` to the VM that is made on this thread.
     pub fn new(slot: Slot, kind: Kind, home: &Arc<Memories>) -> Self {
-        let held = Held { slot, seen: Seen::from_now_on(), folded: None, is_empty: false };
+        let held = Held { slot, seen: Seen::from_now_on(), folded: None };
         let lease = Arc::new(MemoryLease { kind, home: Arc::clone(home), held: Mutex::new(Some(held)) });
         Witness::note(Arc::<MemoryLease>::clone(&lease));
         Self(lease)
@@ -155,12 +153,12 @@ impl Drop for Placed {
 impl Lease for MemoryLease {
     fn renew(&self, is_certain: bool, loaded: Option<&Difference>) -> io::Result<bool> {
         let mut held = self.held.lock();
-        let Held { slot, seen, folded, is_empty } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        // With its pages it has given up the script.
-        let loaded = loaded.filter(|_| folded.take().is_none());
+        let Held { slot, seen, folded } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        // With its pages it has given up the script. In its next life nothing of this must come back.
+        let was_folded = folded.take().is_some();
+        let loaded = loaded.filter(|_| !was_folded);
         let is_certain = seen.is_certain_if(is_certain);
         match self.kind {
-            Kind::Guest if *is_empty => Ok(true),
             Kind::Guest => {
                 let system = &self.home.system;
                 let is_known = system.is_known(is_certain);
@@ -178,7 +176,7 @@ impl Lease for MemoryLease {
 
     fn empty(&self, is_certain: bool, loaded: &Difference) -> io::Result<Option<Difference>> {
         let mut held = self.held.lock();
-        let Held { slot, seen, folded, is_empty } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let Held { slot, seen, folded } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
         if self.kind != Kind::Guest || folded.is_some() {
             return Ok(None);
         }
@@ -187,7 +185,6 @@ impl Lease for MemoryLease {
         let had = slot.empty(self.home.origin(self.kind, Some(loaded)), is_known, system.pages.as_ref())?;
         if had.is_some() {
             seen.end(false);
-            *is_empty = true;
         }
         Ok(had)
     }
@@ -211,7 +208,6 @@ impl Lease for MemoryLease {
     fn hand_to(&self, witness: Option<Arc<Witness>>) {
         if let Some(held) = self.held.lock().as_mut() {
             held.seen.begin(witness);
-            held.is_empty = false;
         }
     }
 }

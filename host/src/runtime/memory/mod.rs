@@ -26,6 +26,9 @@
 //! 3. So either all pages that are the slot's own are on its list, or it is in doubt; then it asks the kernel, or gives
 //!    all of them back. Each page on the list is put back before the slot is free again, or its VM as new.
 //!
+//! As new is a memory with the content, or with the lines in it that a tenant's script has changed while it was loaded.
+//! One that was the latter's gets the content's lines back before another script is put into it.
+//!
 //! A VM that waits for long is folded: its slot gives back all its pages and keeps the lines that differ from the
 //! content, until the next call into the VM. Only that VM's own bytes are ever written there.
 //!

@@ -40,15 +40,7 @@ impl<'a> Origin<'a> {
 impl<'a> Walk<'a> {
     /// Makes a page as new that lies at `start`, an offset in bytes behind those that were asked for before. `had` is
     /// told of each line that was not as new, before.
-    ///
-    /// # Errors
-    /// Those of `had`, which end it.
-    pub fn put_back<E>(
-        &mut self,
-        start: usize,
-        page: &mut Page,
-        mut had: impl FnMut(usize, &Line) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn put_back(&mut self, start: usize, page: &mut Page, mut had: impl FnMut(usize, &Line)) {
         let content = self.content.get(start..).and_then(|rest| rest.as_chunks().0.first_chunk()).unwrap_or(ZEROS);
         let loaded = self.loaded_lines(start);
         // First all lines alike, without a branch: most are as they were, and where the others are cannot be foreseen.
@@ -60,11 +52,10 @@ impl<'a> Walk<'a> {
             let new = if loaded >> index & 1 == 1 { self.loaded_line(at) } else { &content[index] };
             let line = &mut page[index];
             if differs(line, new) {
-                had(at, line)?;
+                had(at, line);
                 *line = *new;
             }
         }
-        Ok(())
     }
 
     /// Which lines of the page at `start` the script has changed, the first in the lowest bit.
@@ -125,11 +116,7 @@ mod tests {
         let (mut walk, mut had) = (origin.walk(), Vec::new());
         for start in pages.iter().map(|page| page * PAGE_BYTES) {
             let page = memory[start..].as_chunks_mut().0.first_chunk_mut().expect("a page");
-            let put_back = walk.put_back(start, page, |at, _| {
-                had.push(at);
-                Ok::<_, std::convert::Infallible>(())
-            });
-            put_back.expect("cannot fail");
+            walk.put_back(start, page, |at, _| had.push(at));
         }
         had
     }

@@ -8,7 +8,7 @@ use super::{
     PAGE_BYTES,
     addresses::Addresses,
     content::Content,
-    difference::{Collector, Difference},
+    difference::{Collector, Difference, Line},
     origin::Origin,
     pagemap::{Own, PageMap},
 };
@@ -110,7 +110,7 @@ impl Slot {
         self.n_uses = self.n_uses.wrapping_add(1);
         let has_kept = match own.filter(|own| n_bytes(own) <= KEEP_BYTES) {
             Some(own) if !self.n_uses.is_multiple_of(N_USES) => {
-                self.put_back(&own, origin, |_, _| Ok(()))?;
+                self.put_back(&own, origin, |_, _| ())?;
                 self.keep(own);
                 true
             }
@@ -148,7 +148,7 @@ impl Slot {
         let mut had = Collector::default();
         self.put_back(&own, origin, |start, line| had.push(start, line))?;
         self.keep(own);
-        Ok(Some(had.finish()))
+        had.finish().map(Some)
     }
 
     /// Notes which pages are the slot's own.
@@ -208,7 +208,7 @@ impl Slot {
         &mut self,
         own: &[Range<usize>],
         origin: Origin<'_>,
-        mut had: impl FnMut(usize, &[u8]) -> io::Result<()>,
+        mut had: impl FnMut(usize, &Line),
     ) -> io::Result<()> {
         let end = self.open_bytes;
         let mut walk = origin.walk();
@@ -216,7 +216,7 @@ impl Slot {
         for start in own.iter().flat_map(|run| (run.start..run.end.min(end)).step_by(PAGE_BYTES)) {
             let page = memory.get_mut(start..).and_then(|rest| rest.as_chunks_mut().0.first_chunk_mut());
             let page = page.ok_or_else(|| io::Error::other("a memory ends within a page"))?;
-            walk.put_back(start, page, |at, line| had(at, line))?;
+            walk.put_back(start, page, &mut had);
         }
         Ok(())
     }
