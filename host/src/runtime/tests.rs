@@ -57,8 +57,9 @@ fn memory_with(runtime: &Runtime, image: &TenantImage) -> Vec<u8> {
     memory
 }
 
-/// One request in a fresh VM, whose memory is looked at before and after, and while the request waits.
-async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces: usize) {
+/// One request in a fresh VM, whose memory is looked at before and after, and while the request waits. Whether it had no
+/// VM then: a small one keeps a VM that has many pages of its own, or has lived for long enough.
+async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces: usize) -> bool {
     let state = state(marker, Duration::from_secs(60));
     let mut vm = runtime.ready(image, state).await.expect("there is a slot");
     let new = memory_with(runtime, image);
@@ -70,19 +71,18 @@ async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces:
         assert!(grown.chunks(PAGE_BYTES).all(|page| page == [0; PAGE_BYTES]), "memory that does not begin as zeros");
     }
     vm.start(event(&format!("/{n_pieces}")), &TERMS).await.expect("runs");
-    let (mut vm, next) = match vm.park().expect("the system lets it") {
+    let (mut vm, next, has_left) = match vm.park().expect("the system lets it") {
         Parking::Left(mut parked, vm) => {
             assert_eq!(n_pieces, 0, "a memory with much in it stays");
             let vm = vm.expect("it is as new");
             assert!(vm.memory().expect("has one") == new, "what a request had is there while it waits");
             runtime.renewed.put(vm);
             let next = parked.next_batch().await;
-            (runtime.resume(parked).await.expect("goes on"), next)
+            (runtime.resume(parked).await.expect("goes on"), next, true)
         }
         Parking::Stays(mut vm) => {
-            assert_ne!(n_pieces, 0, "a memory with little in it makes room");
             let next = vm.next_batch().await;
-            (vm, next)
+            (vm, next, false)
         }
     };
     let (_, batch) = next.expect("a timer is under way");
@@ -94,6 +94,7 @@ async fn request(runtime: &Runtime, image: &SharedImage, marker: &str, n_pieces:
     let memory = vm.memory().expect("has one");
     assert!(has(memory, marker.as_bytes()), "the marker is nowhere");
     runtime.renewed.keep(vm);
+    has_left
 }
 
 /// Whether a marker is in a memory. Where it stands many times over, a look at every sixteenth place finds it, wherever
@@ -156,6 +157,31 @@ fn no_vm_begins_with_a_byte_of_another() {
             });
         }
     });
+}
+
+#[test]
+fn a_small_request_that_waits_has_no_vm_and_goes_on_in_another() {
+    let (runtime, io, _folder) = runtime();
+    let images = ["AAAAaaaaAAAAaaaa", "BBBBbbbbBBBBbbbb"].map(|marker| io.block_on(load(&runtime, marker)));
+    for (image, marker) in [(&images[0], "AAAAaaaaAAAAaaaa"), (&images[1], "BBBBbbbbBBBBbbbb")].repeat(4) {
+        assert!(io.block_on(Witnessed::new(request(&runtime, image, marker, 0))));
+    }
+    io.block_on(Witnessed::new(async {
+        let state = state("a", Duration::from_secs(60));
+        let mut vm = runtime.ready(&images[0], state).await.expect("there is a slot");
+        vm.start(event("/0"), &TERMS).await.expect("runs");
+        let left = vm.park().expect("the system lets it");
+        let Parking::Left(mut parked, Some(vm)) = left else { panic!("it has stayed") };
+        let next = parked.next_batch().await;
+        // The one that it had is another's meanwhile.
+        let mut other = runtime.resume(parked).await.expect("goes on");
+        runtime.renewed.put(vm);
+        let (_, batch) = next.expect("a timer is under way");
+        other.complete(batch).await.expect("runs");
+        let end = other.requests().expect("it has one").next_change().and_then(|change| change.end);
+        let Some((Finish::Response(response), 0)) = end else { panic!("it has no answer") };
+        assert_eq!(response.body, b"0");
+    }));
 }
 
 #[test]
