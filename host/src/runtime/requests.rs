@@ -12,8 +12,9 @@ use std::{
     time::Duration,
 };
 
+use futures_channel::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use neoc_abi::{Call, Completion, OperationError, Outcome, event::Finish, wire};
-use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use tokio::{task::AbortHandle, time::Instant};
 
 use self::request::Request;
 use super::effects::Effects;
@@ -37,11 +38,11 @@ pub struct Requests {
     changed: VecDeque<u32>,
     /// The last handle of a connection, over all requests: one that another request has opened stands for nothing.
     handles: Arc<AtomicU32>,
-    completions: mpsc::UnboundedSender<Arrival>,
-    finished: mpsc::UnboundedReceiver<Arrival>,
+    completions: UnboundedSender<Arrival>,
+    finished: UnboundedReceiver<Arrival>,
 }
 
-/// A completion, and for whom. Boxed, because a channel has room for 32 of what goes through it from the start.
+/// A completion, and for whom. Boxed, because a channel has room for one from the start.
 type Arrival = Box<(u32, Completion)>;
 
 /// What the guest has said about a request.
@@ -65,7 +66,7 @@ pub struct StalledForTooLong;
 
 impl Default for Requests {
     fn default() -> Self {
-        let (completions, finished) = mpsc::unbounded_channel();
+        let (completions, finished) = mpsc::unbounded();
         let (by_number, line, changed) = (BTreeMap::new(), VecDeque::new(), VecDeque::new());
         Self { by_number, line, changed, handles: Arc::default(), completions, finished }
     }
@@ -225,7 +226,7 @@ impl Requests {
             return None;
         }
         // Open for as long as this is: it has a sender of its own.
-        let (number, completion) = *self.finished.recv().await?;
+        let (number, completion) = *self.finished.recv().await.ok()?;
         self.collect(number, completion);
         Some(())
     }
@@ -246,6 +247,8 @@ impl Requests {
         operation.abort();
         if request.arrived.is_empty() {
             self.line.push_back(number);
+            // Most wait for one thing at a time, and it is large.
+            request.arrived.reserve_exact(1);
         }
         request.arrived.push_back(completion);
     }

@@ -9,13 +9,10 @@ use std::{
     },
 };
 
+use futures_channel::mpsc::UnboundedSender;
 use futures_util::FutureExt;
 use neoc_abi::{Call, Completion, ErrorKind, OperationError, Outcome, Reply, event::Finish};
-use tokio::{
-    sync::{mpsc, oneshot::error::TryRecvError},
-    task::AbortHandle,
-    time::Instant,
-};
+use tokio::{sync::oneshot::error::TryRecvError, task::AbortHandle, time::Instant};
 
 use super::{super::effects::Effects, Arrival};
 use crate::{
@@ -88,7 +85,7 @@ impl Request {
         number: u32,
         id: u32,
         call: Call,
-        completions: &mpsc::UnboundedSender<Arrival>,
+        completions: &UnboundedSender<Arrival>,
     ) -> Option<Outcome> {
         if self.is_stopped {
             return Some(Err(OperationError::new(ErrorKind::Cancelled, "the request's time is over")));
@@ -123,7 +120,7 @@ impl Request {
         let (completions, io) = (completions.clone(), line.io.clone());
         shared.n_running.fetch_add(1, Ordering::Relaxed);
         let completion =
-            CompleteOnDrop { number, id, completions, outcome: None, gone, io, shared: Arc::clone(&shared) };
+            CompleteOnDrop { number, id, completions, arrival: None, gone, io, shared: Arc::clone(&shared) };
         let (broker, caller, name) = (Arc::clone(&line.broker), Arc::clone(&self.effects.caller), permit.capability());
         let work = async move {
             // Declared before the effect, so dropped after it: by then nothing of the effect is left.
@@ -137,7 +134,7 @@ impl Request {
             if let Err(error) = &outcome {
                 broker.note_limit(&caller, name, error);
             }
-            completion.outcome = Some(outcome);
+            completion.arrival = Some(Box::new((number, Completion { id, outcome })));
         };
         let operation = line.io.spawn(work).abort_handle();
         // A guest of ours gives no number twice.
@@ -164,8 +161,9 @@ impl Drop for Request {
 struct CompleteOnDrop {
     number: u32,
     id: u32,
-    completions: mpsc::UnboundedSender<Arrival>,
-    outcome: Option<Outcome>,
+    completions: UnboundedSender<Arrival>,
+    /// Absent until it has ended.
+    arrival: Option<Arrival>,
     /// For an operation that has a VM of its own, which a script worker drops a little later.
     gone: Option<Gone>,
     io: tokio::runtime::Handle,
@@ -175,9 +173,11 @@ struct CompleteOnDrop {
 impl Drop for CompleteOnDrop {
     fn drop(&mut self) {
         self.shared.n_running.fetch_sub(1, Ordering::Relaxed);
-        let stopped = || Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
-        let outcome = self.outcome.take().unwrap_or_else(stopped);
-        let completion = Box::new((self.number, Completion { id: self.id, outcome }));
+        let stopped = || {
+            let outcome = Err(OperationError::new(ErrorKind::Cancelled, "the operation was stopped"));
+            Box::new((self.number, Completion { id: self.id, outcome }))
+        };
+        let arrival = self.arrival.take().unwrap_or_else(stopped);
         let completions = self.completions.clone();
         // Nobody listens when the VM has ended meanwhile; then nobody needs the outcome.
         let still_there = self.gone.take_if(|gone| gone.try_recv() == Err(TryRecvError::Empty));
@@ -185,9 +185,9 @@ impl Drop for CompleteOnDrop {
             Some(gone) => drop(self.io.spawn(async move {
                 // It never sends anything.
                 let _ = gone.await;
-                let _ = completions.send(completion);
+                let _ = completions.unbounded_send(arrival);
             })),
-            None => drop(completions.send(completion)),
+            None => drop(completions.unbounded_send(arrival)),
         }
     }
 }
