@@ -6,6 +6,7 @@ mod service;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -108,8 +109,7 @@ impl Server {
                 .serve_connection(
                     TokioIo::new(stream),
                     hyper::service::service_fn(move |request| {
-                        let service = Arc::clone(&service);
-                        async move { Ok::<_, std::convert::Infallible>(service.respond(request).await) }
+                        service.respond(request).map(Ok::<_, std::convert::Infallible>)
                     }),
                 );
             let watched = graceful.watch(connection);

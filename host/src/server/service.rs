@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use neoc_abi::event::{self, Finish, Written};
 use serde_bytes::ByteBuf;
 
@@ -122,53 +122,31 @@ impl Service {
     }
 
     /// Answers one request. Dropping the future, as when the client leaves, cancels the script.
-    pub async fn respond(&self, request: Request<Incoming>) -> Answer {
-        let id = request_id::fresh();
-        let mut answer = self.answer(request, &id).await;
-        if let Ok(id) = HeaderValue::from_str(&id) {
-            answer.headers_mut().insert(REQUEST_ID, id);
-        }
-        answer
-    }
-
-    async fn answer(&self, request: Request<Incoming>, id: &Arc<str>) -> Answer {
-        let (parts, body) = request.into_parts();
+    ///
+    /// A request that is there whole is read at once and not when the future is polled: between the two, hyper looks for
+    /// the end of the connection, and for that takes the same buffer again if nobody has any of the request in it.
+    pub fn respond(self: &Arc<Self>, request: Request<Incoming>) -> impl Future<Output = Answer> + Send + use<> {
+        let (service, id) = (Arc::clone(self), request_id::fresh());
         // One look for the whole request: what is loaded meanwhile is for those that come after it.
         let generation = self.generation.load_full();
-        let Some(tenant) = route(&generation, &parts) else {
-            return plain(StatusCode::NOT_FOUND, "no such page", id);
-        };
-        let limits = &tenant.policy.limits;
-        let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
-        if let Err(over) = tenant.requests.try_take() {
-            count_limit("requests");
-            tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
-                limit = "requests", value = %limits.requests, "refused: over the tenant's limit");
-            let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
-            // Whole seconds, rounded up: an early retry would be refused again.
-            let seconds = over.retry_after.as_millis().div_ceil(1000).max(1);
-            retry_after(&mut answer, u64::try_from(seconds).unwrap_or(u64::MAX));
-            return answer;
-        }
-        let body = match inbound::read_body(body, limits.request_body_bytes).await {
-            Ok(body) => body,
-            Err(BodyError::TooLarge) => {
-                count_limit("request_body");
-                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
-                    limit = "request_body", value = shown_bytes(limits.request_body_bytes), "refused: over the tenant's limit");
-                return plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id);
+        let admitted = admit(&generation, request, &id);
+        async move {
+            let received = match admitted {
+                Ok((tenant, Content::ToCome(request))) => {
+                    read(&generation, &tenant, request, &id).await.map(|event| (tenant, event))
+                }
+                Ok((tenant, Content::Here(event))) => Ok((tenant, event)),
+                Err(answer) => Err(answer),
+            };
+            let mut answer = match received {
+                Ok((tenant, event)) => service.run(&generation, &tenant, event, &id).await,
+                Err(answer) => answer,
+            };
+            if let Ok(id) = HeaderValue::from_str(&id) {
+                answer.headers_mut().insert(REQUEST_ID, id);
             }
-            Err(BodyError::TooSlow) => return plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
-            Err(BodyError::Broken) => return plain(StatusCode::BAD_REQUEST, "the body is broken", id),
-        };
-        let Ok(event) = inbound::event(&parts, &body) else {
-            return failed(&Failure::Internal("the request has no form in a message".into()), tenant, id);
-        };
-        drop(body);
-        // hyper looks for the end of the connection while the script runs; it reads into the same buffer again only if
-        // nothing of the request is left in it.
-        drop(parts);
-        self.run(&generation, tenant, event, id).await
+            answer
+        }
     }
 
     async fn run(&self, generation: &Generation, tenant: &Arc<Tenant>, event: Written, id: &Arc<str>) -> Answer {
@@ -211,6 +189,70 @@ impl Service {
             }
         }
     }
+}
+
+/// A request for a tenant's script.
+enum Content {
+    /// It is there.
+    Here(Written),
+    /// Its body is still to be read.
+    ToCome(Box<(Parts, Incoming)>),
+}
+
+/// Takes a request in, and says for whose script it is.
+///
+/// # Errors
+/// The answer to one that is for none, or over the tenant's rate.
+fn admit(generation: &Generation, request: Request<Incoming>, id: &str) -> Result<(Arc<Tenant>, Content), Answer> {
+    let (parts, body) = request.into_parts();
+    let tenant = route(generation, &parts).ok_or_else(|| plain(StatusCode::NOT_FOUND, "no such page", id))?;
+    if let Err(over) = tenant.requests.try_take() {
+        generation.broker.decisions().count_limit("request", "requests");
+        tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
+            limit = "requests", value = %tenant.policy.limits.requests, "refused: over the tenant's limit");
+        let mut answer = plain(StatusCode::TOO_MANY_REQUESTS, "too many requests", id);
+        // Whole seconds, rounded up: an early retry would be refused again.
+        let seconds = over.retry_after.as_millis().div_ceil(1000).max(1);
+        retry_after(&mut answer, u64::try_from(seconds).unwrap_or(u64::MAX));
+        return Err(answer);
+    }
+    let content = if body.is_end_stream() {
+        Content::Here(written(tenant, &parts, &[], id)?)
+    } else {
+        Content::ToCome(Box::new((parts, body)))
+    };
+    Ok((Arc::clone(tenant), content))
+}
+
+/// Reads the rest of a request.
+///
+/// # Errors
+/// The answer to one that does not come whole, or is over the tenant's limit.
+async fn read(
+    generation: &Generation,
+    tenant: &Tenant,
+    request: Box<(Parts, Incoming)>,
+    id: &str,
+) -> Result<Written, Answer> {
+    let (parts, body) = *request;
+    let limits = &tenant.policy.limits;
+    let body = inbound::read_body(body, limits.request_body_bytes).await.map_err(|error| match error {
+        BodyError::TooLarge => {
+            generation.broker.decisions().count_limit("request", "request_body");
+            tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
+                limit = "request_body", value = shown_bytes(limits.request_body_bytes), "refused: over the tenant's limit");
+            plain(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large", id)
+        }
+        BodyError::TooSlow => plain(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", id),
+        BodyError::Broken => plain(StatusCode::BAD_REQUEST, "the body is broken", id),
+    })?;
+    written(tenant, &parts, &body, id)
+}
+
+/// A request as its script gets it.
+fn written(tenant: &Tenant, parts: &Parts, body: &[u8], id: &str) -> Result<Written, Answer> {
+    let unwritten = |_| failed(&Failure::Internal("the request has no form in a message".into()), tenant, id);
+    inbound::event(parts, body).map_err(unwritten)
 }
 
 /// The tenant that a request is for.
