@@ -58,7 +58,7 @@ impl Client {
     ///
     /// # Errors
     /// Of kind `io`, `timeout`, `limit`, or `denied` for an address or a redirect.
-    pub async fn perform(&self, permit: Permit) -> Result<Reply, OperationError> {
+    pub async fn perform(&self, permit: Box<Permit>) -> Result<Reply, OperationError> {
         let timeouts = permit.request().timeouts;
         let deadline = Instant::now() + timeouts.first_byte;
         let Some(total) = timeouts.total else {
@@ -72,7 +72,7 @@ impl Client {
         }
     }
 
-    async fn follow(&self, mut permit: Permit, line_until: Instant) -> Result<Response, OperationError> {
+    async fn follow(&self, mut permit: Box<Permit>, line_until: Instant) -> Result<Response, OperationError> {
         for _ in 0..=MAX_REDIRECTS {
             // Held until the body is read: it stands for the connection.
             let _slot = slot(&permit, line_until).await?;
@@ -81,7 +81,7 @@ impl Client {
                 Answer::Redirect(redirect) => redirect,
             };
             let next = next_request(permit.request().clone(), response.status);
-            permit = self.broker.authorize_redirect(&permit, next, &response.location)?;
+            *permit = self.broker.authorize_redirect(&permit, next, &response.location)?;
         }
         Err(OperationError::io(format!("hyper: {}: more than {MAX_REDIRECTS} redirects", permit.url())))
     }
@@ -96,7 +96,8 @@ impl Client {
         let pool = self.pools.of(destination.tenant(), Pool::default);
         let mut connection = match pool.take(destination.endpoint()) {
             Some(connection) => connection,
-            None => self.connect(permit, &destination, timeouts.connect).await?,
+            // Boxed: it has the longest way of all, and few go it.
+            None => Box::pin(self.connect(permit, &destination, timeouts.connect)).await?,
         };
         let response = match timeout(timeouts.first_byte, connection.send(wire)).await {
             Ok(answer) => answer.map_err(|error| explain(url, &*error))?,
@@ -122,7 +123,7 @@ impl Client {
         permit: &Permit,
         destination: &Destination,
         within: Duration,
-    ) -> Result<Connection, OperationError> {
+    ) -> Result<Box<Connection>, OperationError> {
         let url = permit.url();
         let stream = self.connector.connect(destination, Protocol::Http, within).await;
         let stream = stream.map_err(|error| match error {
@@ -138,7 +139,7 @@ impl Client {
 }
 
 /// Keeps a connection for the next request, if nothing is left unread on it and neither side wants to end it.
-fn keep(pool: &Pool, permit: &Permit, destination: &Destination, mut connection: Connection) {
+fn keep(pool: &Pool, permit: &Permit, destination: &Destination, mut connection: Box<Connection>) {
     if connection.is_reusable() {
         pool.put(destination.endpoint().clone(), connection, permit.connections().most());
     }

@@ -132,7 +132,7 @@ pub async fn perform(
 ) -> Outcome {
     match permit {
         // What is boxed has by far the longest ways: the others need not have room for them.
-        Permit::Http(permit) => Box::pin(capabilities.http.perform(*permit)).await.map(Reply::Http),
+        Permit::Http(permit) => Box::pin(capabilities.http.perform(permit)).await.map(Reply::Http),
         Permit::Fs(permit) => capabilities.fs.perform(permit).await.map(Reply::Fs),
         Permit::Kv(permit) => kv::perform(capabilities.kv.as_deref(), permit).await.map(Reply::Kv),
         Permit::Time(permit) => Ok(Reply::Time(time::perform(permit).await)),

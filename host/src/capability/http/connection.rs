@@ -41,11 +41,11 @@ impl Connection {
     ///
     /// # Errors
     /// None in practice: nothing is sent yet.
-    pub async fn new(stream: Stream) -> Result<Self, Failure> {
+    pub async fn new(stream: Stream) -> Result<Box<Self>, Failure> {
         let (stream, head) = Checked::new(stream);
         let (sender, driver) =
             http1::Builder::new().max_buf_size(64 * 1024).max_headers(64).handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, driver: Some(driver), failure: None, head })
+        Ok(Box::new(Self { sender, driver: Some(driver), failure: None, head }))
     }
 
     /// Sends a request; gives the head of the answer.

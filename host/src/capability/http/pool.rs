@@ -42,7 +42,7 @@ struct Idle {
 /// A connection that nobody uses. Dropping it closes it.
 struct Kept {
     endpoint: Endpoint,
-    connection: Connection,
+    connection: Box<Connection>,
     until: Instant,
 }
 
@@ -50,7 +50,7 @@ struct Kept {
 
 impl Pool {
     /// An idle connection to this endpoint, if one is still good.
-    pub fn take(&self, endpoint: &Endpoint) -> Option<Connection> {
+    pub fn take(&self, endpoint: &Endpoint) -> Option<Box<Connection>> {
         loop {
             let mut connection = self.newest(endpoint)?;
             if connection.is_reusable() {
@@ -61,7 +61,7 @@ impl Pool {
 
     /// Keeps a connection for the next request. With it there are no more than `most`, which is what the tenant may have
     /// at once: the longest idle one makes room. All may be to one endpoint, for most tenants have one.
-    pub fn put(&self, endpoint: Endpoint, connection: Connection, most: usize) {
+    pub fn put(&self, endpoint: Endpoint, connection: Box<Connection>, most: usize) {
         let kept = Kept { endpoint, connection, until: Instant::now() + IDLE_TIMEOUT };
         // Closed when the lock is free: what is declared first is dropped last.
         let _in_excess;
@@ -73,7 +73,7 @@ impl Pool {
         }
     }
 
-    fn newest(&self, endpoint: &Endpoint) -> Option<Connection> {
+    fn newest(&self, endpoint: &Endpoint) -> Option<Box<Connection>> {
         let connections = &mut self.idle.lock().connections;
         let index = connections.iter().rposition(|kept| kept.endpoint == *endpoint)?;
         connections.remove(index).map(|kept| kept.connection)
