@@ -43,8 +43,12 @@ use super::{memory::Witness, meter::CpuMeter, reserve::Reserve, safepoint};
 /// Length of a time slice: a guest runs at most this long before others get their turn.
 pub const SLICE: Duration = Duration::from_millis(5);
 
-/// How often the watcher looks. Bounds how late a kill comes.
+/// How often the watcher looks while a guest runs. Bounds how late a kill comes.
 pub const TICK: Duration = Duration::from_millis(1);
+
+/// How often it looks while it finds none. A guest that has begun meanwhile is found as early as it matters: what is
+/// done about one that lasts is done when it has run for a tick, and its next look may be another tick away anyway.
+const IDLE_TICK: Duration = TICK.saturating_mul(2);
 
 /// Bytes of the page that safepoints load from.
 const PAGE_BYTES: usize = 4096;
@@ -131,22 +135,23 @@ impl Watcher {
 }
 
 fn watch(watcher: &Weak<Watcher>) {
+    let mut pause = TICK;
     loop {
-        thread::sleep(TICK);
+        thread::sleep(pause);
         let Some(watcher) = watcher.upgrade() else { return };
         let slots = watcher.slots.lock().clone();
-        for slot in slots {
-            slot.look();
-        }
+        let n_running = slots.iter().filter(|slot| slot.look()).count();
+        pause = if n_running > 0 { TICK } else { IDLE_TICK };
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    fn look(&self) {
+    /// Looks at the guest that runs, if there is one.
+    fn look(&self) -> bool {
         let mut running = self.running.lock();
-        let Some(running) = running.as_mut() else { return };
+        let Some(running) = running.as_mut() else { return false };
         let elapsed = running.since.elapsed();
         // A thread uses no more CPU time than time passes, so its clock is read only when it matters.
         let over = running.target.meter.would_exceed(elapsed)
@@ -162,6 +167,7 @@ impl Slot {
         if over || elapsed >= slice {
             running.target.set_interrupt();
         }
+        true
     }
 }
 
