@@ -92,7 +92,7 @@ impl Runtime {
     }
 
     /// A VM that has been given a script, and how that ended.
-    async fn bring_in(&self, source: Source, log: ScriptLog, cpu: Duration) -> wasmtime::Result<(Vm, Finish)> {
+    async fn bring_in(&self, source: Source, log: ScriptLog, cpu: Duration) -> wasmtime::Result<(Box<Vm>, Finish)> {
         let Source { entry, mode, memory_bytes, modules, narrowed } = source;
         let used_bytes = self.memories.content().len().saturating_sub(SPARE_BYTES);
         let heap_bytes = memory_bytes.saturating_sub(used_bytes + HEAP_RESERVE_BYTES);

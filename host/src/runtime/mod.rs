@@ -247,19 +247,23 @@ impl Runtime {
     ///
     /// # Errors
     /// Why its VM was killed.
-    pub async fn run(self: &Arc<Self>, mut job: Job) -> Result<Ended, Failure> {
+    pub fn run(self: &Arc<Self>, job: Job) -> impl Future<Output = Result<Ended, Failure>> + Send {
+        // Boxed before it goes on its way: each step on it would have room for the whole of it.
+        self.run_boxed(Box::new(job))
+    }
+
+    async fn run_boxed(self: &Arc<Self>, mut job: Box<Job>) -> Result<Ended, Failure> {
         if job.effects.has_workers() {
             let launcher = workers::launcher(self, &job);
             job.effects.set_launcher(launcher);
         }
         if let Some(resident) = job.resident.take() {
-            return resident::run(self, &resident, job).await;
+            return Box::pin(resident::run(self, &resident, job)).await;
         }
         let (wall, share, detach, log) = (job.wall, job.share.clone(), job.detach.clone(), job.log.clone());
         let deadline = tokio::time::Instant::from_std(Instant::now() + wall);
         let (end, mut ended) = oneshot::channel();
         let worker = Arc::clone(self);
-        // Boxed before it goes on its way: each step on it would have room for the whole of it.
         let drive = Box::pin(Witnessed::new(Arc::clone(self).drive(job, end)));
         let mut work = Box::pin(async move { worker.by_turns(&share, true, drive).await });
         let finished = async {
@@ -324,18 +328,20 @@ impl Runtime {
 
     /// The life of a VM: start it, and deliver what its operations bring until all its tasks have ended. How
     /// the script ended goes to `end`, before the tasks that were detached go on.
-    async fn drive(self: Arc<Self>, mut job: Job, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
+    async fn drive(self: Arc<Self>, mut job: Box<Job>, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
         // First here, so dropped last: a worker's place is free when nothing of its VM is left.
         let _held = job.effects.take_held();
-        let Job { share, image, event, memory_bytes, cpu, log, effects, detach, .. } = job;
-        let limits = effects.limits();
+        // The rest stays where it is: what waits has room for all that it has by name.
+        let (event, effects) = (job.event, job.effects);
+        let (share, cpu, detach) = (&job.share, &job.cpu, &job.detach);
         let failed = |error: wasmtime::Error| Failure::from_wasmtime(&error, cpu.last_given());
+        let terms = Terms { request: ALONE, random_seed: random_seed(), limits: effects.limits() };
         let mut requests = Requests::default();
         // Its time ends with the VM.
-        requests.enter(ALONE, effects, log.clone(), None);
-        let state = State::new(memory_bytes, CpuMeter::new(Arc::clone(&cpu)), log, Reach::Requests(requests));
-        let mut vm = self.ready(&image, state).await.map_err(failed)?;
-        let terms = Terms { request: ALONE, random_seed: random_seed(), limits };
+        requests.enter(ALONE, effects, job.log.clone(), None);
+        let meter = CpuMeter::new(Arc::clone(cpu));
+        let state = State::new(job.memory_bytes, meter, job.log.clone(), Reach::Requests(requests));
+        let mut vm = self.ready(&job.image, state).await.map_err(failed)?;
         let mut n_waiting = vm.start(event, &terms).await.map_err(failed)?;
         let mut end = Some(end);
         loop {
@@ -352,7 +358,7 @@ impl Runtime {
                 // Nobody waits for it when the client has left.
                 let _ = end.send(ended);
                 // Without a grant the broker let no task be detached. What waits all the same has no business to.
-                let Some(grant) = &detach else { break };
+                let Some(grant) = detach else { break };
                 cpu.renew(grant.cpu);
                 if n_waiting > 0 {
                     n_waiting = vm.complete(Vec::new()).await.map_err(failed)?;
@@ -374,7 +380,7 @@ impl Runtime {
     /// in. None: there is none to wait for, and no VM any more.
     ///
     /// A request that waits needs none, so the next one has this, which is in the processor's caches still.
-    async fn wait(&self, mut vm: Vm) -> wasmtime::Result<Option<(Vm, Vec<Completion>)>> {
+    async fn wait(&self, mut vm: Box<Vm>) -> wasmtime::Result<Option<(Box<Vm>, Vec<Completion>)>> {
         if let Some(next) = vm.next_batch().now_or_never() {
             return Ok(next.map(|(_, batch)| (vm, batch)));
         }
@@ -399,7 +405,7 @@ impl Runtime {
     }
 
     /// Yields a VM in which a request that was parked goes on.
-    async fn resume(&self, parked: Parked) -> wasmtime::Result<Vm> {
+    async fn resume(&self, parked: Parked) -> wasmtime::Result<Box<Vm>> {
         let (image, state, globals, memory) = parked.into_parts();
         let mut vm = self.ready(&image, state).await?;
         vm.resume(&globals, &memory)?;
@@ -407,10 +413,11 @@ impl Runtime {
     }
 
     /// Yields a ready VM: one that was made as new if there is any, else a fresh one, with the tenant's script in it.
-    async fn ready(&self, image: &SharedImage, state: State) -> wasmtime::Result<Vm> {
+    async fn ready(&self, image: &SharedImage, state: State) -> wasmtime::Result<Box<Vm>> {
         let mut vm = match self.renewed.take(image) {
             Some(vm) => vm.begin(&self.preempt, state)?,
-            None => Vm::instantiate(&self.guest, &self.preempt, state).await?,
+            // Boxed: it has a long way, and few go it.
+            None => Box::pin(Vm::instantiate(&self.guest, &self.preempt, state)).await?,
         };
         vm.give(image, self.memories.content())?;
         Ok(vm)

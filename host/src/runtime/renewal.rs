@@ -44,14 +44,15 @@ const MAX_LOOKED_AT: usize = 8;
 #[derive(Default)]
 pub struct Renewed {
     /// The last that came is the next to go: its pages are in the processor's caches.
-    vms: Mutex<Vec<Vm>>,
+    #[allow(clippy::vec_box, reason = "each comes and goes in its box")]
+    vms: Mutex<Vec<Box<Vm>>>,
 }
 
 // === impl Renewed ===
 
 impl Renewed {
     /// Takes one; of a few of the last, one that has the script of `image` already, if there is any.
-    pub fn take(&self, image: &SharedImage) -> Option<Vm> {
+    pub fn take(&self, image: &SharedImage) -> Option<Box<Vm>> {
         let mut vms = self.vms.lock();
         // No more: the longer one waits, the less of it is in the caches.
         let index = vms.iter().rev().take(MAX_LOOKED_AT).position(|vm| vm.has(image));
@@ -62,14 +63,14 @@ impl Renewed {
     }
 
     /// Makes `vm` as new and keeps it, if that can be; else ends it. To be called in the poll of its request.
-    pub fn keep(&self, vm: Vm) {
+    pub fn keep(&self, vm: Box<Vm>) {
         if let Some(vm) = vm.renew() {
             self.put(vm);
         }
     }
 
     /// Keeps one that is as new.
-    pub fn put(&self, vm: Vm) {
+    pub fn put(&self, vm: Box<Vm>) {
         // One too many is ended after the lock is free: what came as an argument is dropped last.
         let mut vms = self.vms.lock();
         if vms.len() < MAX_WAITING {

@@ -50,7 +50,7 @@ enum Command {
 /// A request on its way to the VM.
 struct Visit {
     number: u32,
-    job: Job,
+    job: Box<Job>,
     deadline: Instant,
     place: OwnedSemaphorePermit,
     end: oneshot::Sender<Result<Ended, Setback>>,
@@ -127,7 +127,7 @@ impl Drop for Presence {
 ///
 /// # Errors
 /// Why the VM was killed, or had no place.
-pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Job) -> Result<Ended, Failure> {
+pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Box<Job>) -> Result<Ended, Failure> {
     let wall = job.wall;
     let detach = job.detach.clone().map(|grant| (grant, job.log.clone()));
     let deadline = Instant::now() + wall;

@@ -22,7 +22,7 @@ const MAX_RANDOM_BYTES: u64 = 65_536;
 /// The store data of one VM.
 pub struct State {
     /// Made when it is first asked for: few guests ever do.
-    wasi: Option<WasiP1Ctx>,
+    wasi: Option<Box<WasiP1Ctx>>,
     pub(super) clocks: Clocks,
     pub(super) limiter: MemoryLimiter,
     pub(super) meter: Arc<CpuMeter>,
@@ -31,7 +31,7 @@ pub struct State {
     /// What is announced to the guest, for `receive` to fetch.
     pub(super) announced: Option<Vec<u8>>,
     /// What a load ended with.
-    loaded: Option<Finish>,
+    loaded: Option<Box<Finish>>,
     /// Longest outcome that fits into the VM, in bytes.
     max_outcome_bytes: usize,
     /// Where lines go that are no request's.
@@ -71,14 +71,15 @@ impl State {
     /// WASI's floor: what Rust's and C's libraries in the guest link to. It opens nothing.
     pub(super) fn wasi(&mut self) -> &mut WasiP1Ctx {
         self.wasi.get_or_insert_with(|| {
-            WasiCtxBuilder::new()
+            let mut floor = WasiCtxBuilder::new();
+            floor
                 .monotonic_clock(self.clocks)
                 .wall_clock(self.clocks)
                 .max_random_size(MAX_RANDOM_BYTES)
                 .allow_tcp(false)
                 .allow_udp(false)
-                .allow_ip_name_lookup(false)
-                .build_p1()
+                .allow_ip_name_lookup(false);
+            Box::new(floor.build_p1())
         })
     }
 
@@ -120,7 +121,7 @@ impl State {
     pub(super) fn finish(&mut self, number: u32, finish: Finish, n_left: u32) {
         match &mut self.reach {
             Reach::Requests(requests) => requests.finish(number, finish, n_left),
-            Reach::Modules(_) | Reach::Nothing => self.loaded = Some(finish),
+            Reach::Modules(_) | Reach::Nothing => self.loaded = Some(Box::new(finish)),
         }
     }
 
@@ -132,7 +133,7 @@ impl State {
 
     /// How a load ended, once.
     pub(super) fn take_loaded(&mut self) -> Option<Finish> {
-        self.loaded.take()
+        self.loaded.take().map(|finish| *finish)
     }
 
     /// Keeps bytes for `receive`, and gives their length.

@@ -20,6 +20,7 @@ const WASM_PAGE_BYTES: usize = 65_536;
 pub struct TenantImage {
     /// Linear memory after loading, in bytes.
     memory_bytes: usize,
+    stack_bytes: usize,
     difference: Difference,
 }
 
@@ -37,7 +38,7 @@ impl TenantImage {
         let stack_bytes = stack_bytes - stack_bytes % LINE_BYTES;
         let memory = loaded.memory()?;
         let difference = Difference::between(base, memory, iter::once(stack_bytes..memory.len()))?;
-        Ok(Self { memory_bytes: memory.len(), difference })
+        Ok(Self { memory_bytes: memory.len(), stack_bytes, difference })
     }
 
     /// Puts the loaded script into a fresh VM.
@@ -53,6 +54,11 @@ impl TenantImage {
     /// In what a VM with the script differs from one without, in its memory.
     pub fn difference(&self) -> &Difference {
         &self.difference
+    }
+
+    /// Where the guest's stack ends, in whole lines; it begins at 0. What is left in it between two calls means nothing.
+    pub fn stack_bytes(&self) -> usize {
+        self.stack_bytes
     }
 
     /// Bytes that each request copies.

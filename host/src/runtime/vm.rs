@@ -2,7 +2,7 @@
 
 mod lives;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use neoc_abi::{
     Completion, OperationError,
@@ -101,6 +101,8 @@ struct Calls {
 /// How a VM was when it was fresh, apart from the bytes of its memory.
 struct Begun {
     globals: Vec<(Global, Val)>,
+    /// Whose it is while no request has it: it may not run at all.
+    meter: Arc<CpuMeter>,
     memory_bytes: usize,
 }
 
@@ -151,7 +153,7 @@ impl Vm {
     ///
     /// # Errors
     /// When the pool has no free slot, or the guest's memory is none.
-    pub async fn instantiate(guest: &Guest, preemption: &Preempt, state: State) -> Result<Self> {
+    pub async fn instantiate(guest: &Guest, preemption: &Preempt, state: State) -> Result<Box<Self>> {
         let meter = Arc::clone(&state.meter);
         let mut store = Store::new(guest.image.module().engine(), state);
         store.limiter(|state| &mut state.limiter);
@@ -179,10 +181,11 @@ impl Vm {
             complete: exported(&mut store, &instance, &exports.complete)?,
         };
         let target = preemption.target(memory.data_ptr(&store), &meter);
-        let begun_with = Begun { globals, memory_bytes: memory.data_size(&store) };
+        let nobody = CpuMeter::new(CpuBudget::new(Duration::ZERO));
+        let begun_with = Begun { globals, meter: nobody, memory_bytes: memory.data_size(&store) };
         let (loaded, leases) = (None, Vec::new());
         let (is_sound, is_folded, n_lives) = (true, false, 1);
-        Ok(Self {
+        Ok(Box::new(Self {
             store,
             instance,
             exports,
@@ -195,7 +198,7 @@ impl Vm {
             is_sound,
             is_folded,
             n_lives,
-        })
+        }))
     }
 
     /// Where the guest's stack ends; it begins at 0.

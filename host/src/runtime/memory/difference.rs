@@ -79,6 +79,11 @@ impl Difference {
         (&self.runs, &self.bytes)
     }
 
+    /// How many runs there are.
+    pub fn n_runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Bytes in all runs.
     pub fn n_bytes(&self) -> usize {
         self.bytes.len()
@@ -106,6 +111,11 @@ pub struct Collector {
 }
 
 impl Collector {
+    /// With room for so much, more to come.
+    pub fn with_room(n_runs: usize, n_bytes: usize) -> Self {
+        Self { runs: Vec::with_capacity(n_runs), bytes: Vec::with_capacity(n_bytes) }
+    }
+
     /// Adds a piece that starts at `start`, an offset in bytes.
     pub fn push(&mut self, start: usize, piece: &[u8]) {
         let end = start + piece.len();
@@ -121,9 +131,11 @@ impl Collector {
     /// # Errors
     /// For memories of 4 GiB and more.
     pub fn finish(self) -> io::Result<Difference> {
-        let compact = |run: Range<usize>| Some((u32::try_from(run.start).ok()?, u32::try_from(run.len()).ok()?));
-        let runs = self.runs.into_iter().map(compact).collect::<Option<_>>();
-        let runs = runs.ok_or_else(|| io::Error::other("more than 4 GiB of memory"))?;
+        if self.runs.last().is_some_and(|last| u32::try_from(last.end).is_err()) {
+            return Err(io::Error::other("more than 4 GiB of memory"));
+        }
+        // None is cut off: they are in order.
+        let runs = self.runs.iter().map(|run| (run.start as u32, run.len() as u32)).collect();
         Ok(Difference { runs, bytes: self.bytes.into() })
     }
 }

@@ -29,6 +29,8 @@ use super::{Lease, PAGE_BYTES};
 #[derive(Default)]
 pub struct Witness {
     in_doubt: AtomicBool,
+    /// Whether the request has no VM now, whose pages a fault could be.
+    is_idle: AtomicBool,
     /// What was lent to the VM meanwhile.
     leases: Mutex<Vec<Arc<dyn Lease>>>,
 }
@@ -63,6 +65,7 @@ impl Witness {
     /// Keeps what is lent to the VM whose future is being polled on this thread. Nobody keeps it outside of such a poll.
     pub fn note(lease: Arc<dyn Lease>) {
         if let Some(witness) = Self::current() {
+            witness.wake();
             witness.leases.lock().push(lease);
         }
     }
@@ -70,6 +73,16 @@ impl Witness {
     /// What the VM was lent, once.
     pub fn take_leases(&self) -> Vec<Arc<dyn Lease>> {
         std::mem::take(&mut self.leases.lock())
+    }
+
+    /// Says that the request has no VM until it is lent something again.
+    pub fn rest(&self) {
+        self.is_idle.store(true, Ordering::Release);
+    }
+
+    /// Says that the request has a VM again.
+    pub fn wake(&self) {
+        self.is_idle.store(false, Ordering::Release);
     }
 
     /// Says that pages may have become the VM's own unseen.
@@ -113,7 +126,7 @@ impl<F: Future> Future for Witnessed<F> {
         // Put back on every way out, a panic included.
         let _outer = Outer(CURRENT.replace(Some(current)));
         let result = this.future.poll(context);
-        if result.is_pending() && n_faults() != n_before {
+        if result.is_pending() && !this.witness.is_idle.load(Ordering::Acquire) && n_faults() != n_before {
             this.witness.doubt();
         }
         result
@@ -199,6 +212,20 @@ mod tests {
     #[test]
     fn a_fault_leaves_doubt_in_this_poll_and_all_later_ones() {
         assert_eq!(certain_after(|_| touch_a_new_page()), [false, false]);
+    }
+
+    #[test]
+    fn a_fault_of_a_request_without_a_vm_leaves_no_doubt_in_later_polls() {
+        let resting = |witness: &Arc<Witness>| {
+            witness.rest();
+            touch_a_new_page();
+        };
+        assert_eq!(certain_after(resting), [false, true]);
+        let awake_again = |witness: &Arc<Witness>| {
+            resting(witness);
+            witness.wake();
+        };
+        assert_eq!(certain_after(awake_again), [false, false]);
     }
 
     #[test]

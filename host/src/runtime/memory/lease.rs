@@ -19,12 +19,12 @@ pub trait Lease: Send + Sync {
     /// When the system refuses. Then the VM must not be used again.
     fn renew(&self, is_certain: bool, loaded: Option<&Difference>) -> io::Result<bool>;
 
-    /// Makes it as new with `loaded` in it, of what can hold a script, and gives what it had beside. None: it cannot,
-    /// or has too much; it is as it was.
+    /// Makes it as new with `loaded` in it, of what can hold a script, and gives what it had beside, from the byte
+    /// `from` on. None: it cannot, or has too much; it is as it was.
     ///
     /// # Errors
     /// As [`Lease::renew`].
-    fn empty(&self, is_certain: bool, loaded: &Difference) -> io::Result<Option<Difference>>;
+    fn empty(&self, is_certain: bool, loaded: &Difference, from: usize) -> io::Result<Option<Difference>>;
 
     /// Gives the memory that it takes back to the system, and keeps what it cannot have again. No call may be under way,
     /// and the next one comes after [`Lease::unfold`]. Whoever sees what happens to it is in doubt from now on.
@@ -174,7 +174,7 @@ impl Lease for MemoryLease {
         }
     }
 
-    fn empty(&self, is_certain: bool, loaded: &Difference) -> io::Result<Option<Difference>> {
+    fn empty(&self, is_certain: bool, loaded: &Difference, from: usize) -> io::Result<Option<Difference>> {
         let mut held = self.held.lock();
         let Held { slot, seen, folded } = held.as_mut().ok_or(io::ErrorKind::NotFound)?;
         if self.kind != Kind::Guest || folded.is_some() {
@@ -182,7 +182,7 @@ impl Lease for MemoryLease {
         }
         let system = &self.home.system;
         let is_known = system.is_known(seen.is_certain_if(is_certain));
-        let had = slot.empty(self.home.origin(self.kind, Some(loaded)), is_known, system.pages.as_ref())?;
+        let had = slot.empty(self.home.origin(self.kind, Some(loaded)), from, is_known, system.pages.as_ref())?;
         if had.is_some() {
             seen.end(false);
         }

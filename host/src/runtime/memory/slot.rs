@@ -22,7 +22,7 @@ const KEEP_BYTES: usize = 1024 * 1024;
 const EMPTY_BYTES: usize = 256 * 1024;
 
 /// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
-const N_USES: u32 = 256;
+const N_USES: u32 = 1024;
 
 /// What a slot is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct Slot {
     /// Where the last page lies that may be the slot's own though it is closed now, as an offset from the base.
     kept_until: usize,
     n_uses: u32,
+    /// Runs and bytes of what was taken out of it last.
+    last_emptied: (usize, usize),
 }
 
 impl Slot {
@@ -56,8 +58,15 @@ impl Slot {
     pub fn reserve(shape: Shape, content: Option<&Content>) -> io::Result<Self> {
         let content_bytes = content.map_or(0, |content| content.bytes().len());
         let addresses = Addresses::reserve(shape.reserved_bytes)?;
-        let slot =
-            Self { addresses, open_bytes: content_bytes, content_bytes, own: Vec::new(), kept_until: 0, n_uses: 0 };
+        let slot = Self {
+            addresses,
+            open_bytes: content_bytes,
+            content_bytes,
+            own: Vec::new(),
+            kept_until: 0,
+            n_uses: 0,
+            last_emptied: (0, 0),
+        };
         let flags = MapFlags::PRIVATE | MapFlags::FIXED;
         if let Some(content) = content {
             // SAFETY: the range is within the reservation just made, of which nobody knows yet.
@@ -128,14 +137,15 @@ impl Slot {
         Ok(has_kept && origin.loaded.is_some())
     }
 
-    /// Makes the memory as new, with the script that is loaded in it, and gives what it had that this has not. None: it
-    /// has grown or has too much of its own, or the system does not say; it is as it was.
+    /// Makes the memory as new, with the script that is loaded in it, and gives what it had that this has not, from the
+    /// byte `from` on. None: it has grown or has too much of its own, or the system does not say; it is as it was.
     ///
     /// # Errors
     /// When the system refuses; then the slot is of no use any more.
     pub fn empty(
         &mut self,
         origin: Origin<'_>,
+        from: usize,
         is_known: bool,
         pages: Option<&PageMap>,
     ) -> io::Result<Option<Difference>> {
@@ -145,10 +155,18 @@ impl Slot {
         let reach = self.open_bytes.max(self.kept_until);
         let own = if is_known { Some(self.own.clone()) } else { self.look(reach, pages)? };
         let Some(own) = own.filter(|own| n_bytes(own) <= EMPTY_BYTES) else { return Ok(None) };
-        let mut had = Collector::default();
-        self.put_back(&own, origin, |start, line| had.push(start, line))?;
+        // The next request is mostly as the last one: to make room bit by bit would copy all of it once more.
+        let (n_runs, n_bytes) = self.last_emptied;
+        let mut had = Collector::with_room(n_runs, n_bytes);
+        self.put_back(&own, origin, |start, line| {
+            if start >= from {
+                had.push(start, line);
+            }
+        })?;
         self.keep(own);
-        had.finish().map(Some)
+        let had = had.finish()?;
+        self.last_emptied = (had.n_runs(), had.n_bytes());
+        Ok(Some(had))
     }
 
     /// Notes which pages are the slot's own.
@@ -367,7 +385,7 @@ mod tests {
         }
         let before = slot.memory().to_vec();
         let origin = Origin { content: content.bytes(), loaded: Some(&script) };
-        let had = slot.empty(origin, false, Some(&pages)).expect("is asked").expect("has few pages");
+        let had = slot.empty(origin, 0, false, Some(&pages)).expect("is asked").expect("has few pages");
         assert!(slot.memory() == loaded, "what is left is the script");
         assert_eq!(had.n_bytes(), 3 * 64, "the script is no part of it");
         // In another that had the script, and is made as new with it.
@@ -383,17 +401,30 @@ mod tests {
     }
 
     #[test]
+    fn what_means_nothing_is_put_back_and_not_taken_out() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        for at in [3, 2 * PAGE_BYTES - 1, 2 * PAGE_BYTES] {
+            slot.memory()[at] = 99;
+        }
+        let had = slot.empty(origin(&content), 2 * PAGE_BYTES, false, Some(&pages));
+        let (runs, _) = had.as_ref().expect("is asked").as_ref().expect("has few pages").parts();
+        assert_eq!(runs, [(2 * PAGE_BYTES as u32, 64)]);
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
     fn a_slot_that_has_grown_or_has_much_of_its_own_is_not_emptied() {
         let (content, pages) = (content(), pages());
         let shape = Shape { reserved_bytes: 2 * EMPTY_BYTES, safepoint: None };
         let mut slot = Slot::reserve(shape, Some(&content)).expect("has addresses");
         slot.open(5 * PAGE_BYTES).expect("opens");
-        assert_eq!(slot.empty(origin(&content), false, Some(&pages)).expect("is asked"), None);
+        assert_eq!(slot.empty(origin(&content), 0, false, Some(&pages)).expect("is asked"), None);
         let bytes = vec![1; EMPTY_BYTES + PAGE_BYTES];
         let large = Content::new(&bytes).expect("there is memory");
         let mut slot = Slot::reserve(shape, Some(&large)).expect("has addresses");
         slot.memory().fill(9);
-        let had = slot.empty(Origin { content: large.bytes(), loaded: None }, false, Some(&pages));
+        let had = slot.empty(Origin { content: large.bytes(), loaded: None }, 0, false, Some(&pages));
         assert_eq!(had.expect("is asked"), None);
         assert!(slot.memory().iter().all(|byte| *byte == 9), "it is as it was");
     }

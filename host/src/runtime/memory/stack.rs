@@ -157,7 +157,7 @@ impl Lease for StackLease {
         Ok(true)
     }
 
-    fn empty(&self, _is_certain: bool, _loaded: &Difference) -> io::Result<Option<Difference>> {
+    fn empty(&self, _is_certain: bool, _loaded: &Difference, _from: usize) -> io::Result<Option<Difference>> {
         Ok(None)
     }
 

@@ -45,7 +45,7 @@ struct Guest {
 
 /// The VM and all who are in it.
 struct House {
-    vm: Vm,
+    vm: Box<Vm>,
     guests: BTreeMap<u32, Guest>,
     /// Those whose answers are out, and whose detached tasks may begin.
     outlived: VecDeque<u32>,
@@ -133,7 +133,7 @@ impl House {
         if end.is_closed() {
             return Ok(());
         }
-        let Job { event, cpu, log, effects, detach, .. } = job;
+        let Job { event, cpu, log, effects, detach, .. } = *job;
         let terms = Terms { request: number, random_seed: random_seed(), limits: effects.limits() };
         self.requests(number)?.enter(number, effects, log, Some(deadline));
         self.guests.insert(number, Guest { cpu, detach, end: Some(end), over, _place: place });

@@ -8,7 +8,6 @@ use wasmtime::{Error, Result, Val};
 use super::{
     super::{
         memory::{Difference, Witness},
-        meter::{CpuBudget, CpuMeter},
         state::{Reach, State},
         tenant_image::SharedImage,
     },
@@ -26,9 +25,9 @@ pub const FOLD_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else
 #[allow(clippy::large_enum_variant, reason = "it is taken apart where it is made")]
 pub enum Parking {
     /// The request has no VM any more. The one that it had is as new, with the same script, unless the system refused.
-    Left(Parked, Option<Vm>),
+    Left(Parked, Option<Box<Vm>>),
     /// The request stays in it.
-    Stays(Vm),
+    Stays(Box<Vm>),
 }
 
 /// A request that waits, without a VM: what it had in one.
@@ -58,7 +57,7 @@ impl Parked {
 
 impl Vm {
     /// Makes it as new, for [`Vm::begin`]. None where that cannot be.
-    pub fn renew(mut self) -> Option<Self> {
+    pub fn renew(mut self: Box<Self>) -> Option<Box<Self>> {
         if !self.is_renewable() {
             return None;
         }
@@ -75,7 +74,7 @@ impl Vm {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn park(mut self) -> Result<Parking> {
+    pub fn park(mut self: Box<Self>) -> Result<Parking> {
         let (Some(image), true, false) = (self.loaded.clone(), self.is_renewable(), self.is_folded) else {
             return Ok(Parking::Stays(self));
         };
@@ -90,7 +89,7 @@ impl Vm {
         // One of its places holds the script.
         let mut emptied = None;
         for (index, lease) in self.leases.iter().enumerate() {
-            if let Some(memory) = lease.empty(is_certain, image.difference())? {
+            if let Some(memory) = lease.empty(is_certain, image.difference(), image.stack_bytes())? {
                 emptied = Some((index, memory));
                 break;
             }
@@ -98,6 +97,7 @@ impl Vm {
         let Some((index, memory)) = emptied else { return Ok(Parking::Stays(self)) };
         tracing::debug!(target: "neoc::memory", n_bytes = memory.n_bytes(), "a request that waits has left its VM");
         let state = self.take_state()?;
+        witness.rest();
         Ok(Parking::Left(Parked { state, globals, memory, image }, self.made_as_new(is_certain, Some(index))))
     }
 
@@ -117,11 +117,14 @@ impl Vm {
     ///
     /// # Errors
     /// When its memory is more than it may have now.
-    pub fn begin(mut self, preemption: &Preempt, mut state: State) -> Result<Self> {
+    pub fn begin(mut self: Box<Self>, preemption: &Preempt, mut state: State) -> Result<Box<Self>> {
         if !state.limiter.allows(self.begun_with.memory_bytes) {
             return Err(Error::msg("the base image takes more memory than the limit"));
         }
         let witness = Witness::current();
+        if let Some(witness) = &witness {
+            witness.wake();
+        }
         self.leases.iter().for_each(|lease| lease.hand_to(witness.clone()));
         let memory = self.store.data().memory()?;
         state.memory = Some(memory);
@@ -188,7 +191,7 @@ impl Vm {
     /// Takes all that the host keeps for it.
     fn take_state(&mut self) -> Result<State> {
         let memory = self.store.data().memory()?;
-        self.meter = CpuMeter::new(CpuBudget::new(Duration::ZERO));
+        self.meter = Arc::clone(&self.begun_with.meter);
         let mut nothing = State::new(0, Arc::clone(&self.meter), ScriptLog::discard(), Reach::Nothing);
         nothing.memory = Some(memory);
         self.target = None;
@@ -196,7 +199,7 @@ impl Vm {
     }
 
     /// Makes it as new whose state was taken. `emptied`: which of its places is so already, and has the script.
-    fn made_as_new(mut self, is_certain: bool, emptied: Option<usize>) -> Option<Self> {
+    fn made_as_new(mut self: Box<Self>, is_certain: bool, emptied: Option<usize>) -> Option<Box<Self>> {
         let put_back = self.put_back(is_certain, emptied);
         put_back.inspect_err(|error| tracing::error!("a VM cannot be made as new: {error}")).ok()?;
         self.n_lives += 1;
