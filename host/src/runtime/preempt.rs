@@ -1,7 +1,7 @@
 //! Preemption without a cost to the running guest: who runs where, when to interrupt, when to kill.
 //!
-//! A watcher thread looks at each worker once a tick, and acts on a guest that runs too long in one of
-//! two ways, in the memory of that guest:
+//! A watcher thread looks at each worker, once a tick while one runs a guest, and acts on a guest that runs
+//! too long in one of two ways, in the memory of that guest:
 //!
 //! - *Interrupt*: it sets Luau's interrupt pointer. The interpreter calls it at the next loop or call of
 //!   Luau code; that function asks the host, which lets others run, or ends the guest.
