@@ -21,7 +21,8 @@ const KEEP_BYTES: usize = 1024 * 1024;
 /// processor's caches still.
 const EMPTY_BYTES: usize = 256 * 1024;
 
-/// After so many VMs a slot gives back all that it has, so that one large request does not make all later ones slow.
+/// After so many uses, of which a request that waits has two, a slot gives back all that it has, so that one large
+/// request does not make all later ones slow.
 const N_USES: u32 = 1024;
 
 /// What a slot is for.
