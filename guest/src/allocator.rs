@@ -121,12 +121,14 @@ const LARGEST_HOLE_BYTES: usize = 1024 * 1024;
 pub fn fill_holes() {
     let allocate = |bytes| Vec::<u8>::with_capacity(bytes);
     // So large a block lies behind all others.
-    let end = allocate(LARGEST_HOLE_BYTES).as_ptr();
+    let last = allocate(LARGEST_HOLE_BYTES);
+    let end = last.as_ptr().addr();
+    drop(last);
     let mut bytes = LARGEST_HOLE_BYTES;
     // The large holes first. What is left of one is a smaller one.
     while bytes > 0 {
         let block = allocate(bytes);
-        if block.as_ptr() < end {
+        if block.as_ptr().addr() < end {
             std::mem::forget(block);
         } else {
             // The allocator's own steps are 8 bytes.

@@ -27,6 +27,16 @@ pub struct Launch {
 /// Closes when the VM of a launch is gone, or when there will be none.
 pub type Gone = oneshot::Receiver<Infallible>;
 
+#[cfg(test)]
+impl Place {
+    /// The only place of a request without a launcher.
+    pub async fn alone() -> (Self, Gone) {
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.expect("it is never closed");
+        let (presence, gone) = oneshot::channel();
+        (Self { _permit: permit, _presence: presence }, gone)
+    }
+}
+
 impl Launch {
     /// A use of `launcher`.
     pub fn new(launcher: Launcher) -> (Self, Gone) {

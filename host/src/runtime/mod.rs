@@ -328,9 +328,11 @@ impl Runtime {
 
     /// The life of a VM: start it, and deliver what its operations bring until all its tasks have ended. How
     /// the script ended goes to `end`, before the tasks that were detached go on.
-    async fn drive(self: Arc<Self>, mut job: Box<Job>, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
-        // First here, so dropped last: a worker's place is free when nothing of its VM is left.
-        let _held = job.effects.take_held();
+    async fn drive(self: Arc<Self>, mut given: Box<Job>, end: oneshot::Sender<Ended>) -> Result<(), Failure> {
+        // The first local, so dropped last: a worker's place is free when nothing of its VM is left. Nor of its job,
+        // which as a parameter would outlive all locals.
+        let _held = given.effects.take_held();
+        let job = given;
         // The rest stays where it is: what waits has room for all that it has by name.
         let (event, effects) = (job.event, job.effects);
         let (share, cpu, detach) = (&job.share, &job.cpu, &job.detach);

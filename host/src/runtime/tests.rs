@@ -2,14 +2,25 @@
 //!
 //! `REQUESTS=100000 cargo test --lib no_vm_begins -- --nocapture` runs the long form.
 
-use std::{path::Path, thread};
+use std::{
+    path::Path,
+    sync::{
+        Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Wake},
+    thread,
+};
 
 use neoc_abi::event::{Event, Limits, Mode, Module, Request};
 use serde_bytes::Bytes;
 
 use super::memory::PAGE_BYTES;
 use super::*;
-use crate::{capability::module::Folder, policy};
+use crate::{
+    capability::{module::Folder, workers::Place},
+    policy,
+};
 
 /// As many VMs as threads, so that each slot serves both tenants by turns, and a few more.
 const N_THREADS: usize = 2;
@@ -293,4 +304,43 @@ fn a_vm_is_given_to_who_has_the_same_script_and_to_another_with_nothing_of_it() 
         assert!(taken.has(&images[0]));
         assert!(taken.memory().expect("has one") == memory_with(&runtime, &images[0]));
     }));
+}
+
+/// Sees, when it is woken, whether anyone has a budget still.
+struct Onlooker {
+    cpu: Weak<CpuBudget>,
+    nobody_had_it: AtomicBool,
+}
+
+impl Wake for Onlooker {
+    fn wake(self: Arc<Self>) {
+        self.nobody_had_it.store(self.cpu.strong_count() == 0, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_workers_place_is_free_when_nothing_of_its_vm_and_its_job_is_left() {
+    let (runtime, io, _folder) = runtime();
+    let image = io.block_on(load(&runtime, "AAAAaaaaAAAAaaaa"));
+    let effects = Effects::of(policy::Tenant::without_grants("A", "main.luau"), io.handle().clone());
+    let (place, mut gone) = io.block_on(Place::alone());
+    let n_bytes = io.block_on(Arc::new(Semaphore::new(1)).acquire_owned()).expect("it is never closed");
+    let cpu = CpuBudget::new(Duration::from_secs(60));
+    let onlooker = Arc::new(Onlooker { cpu: Arc::downgrade(&cpu), nobody_had_it: AtomicBool::new(false) });
+    let waker = Arc::clone(&onlooker).into();
+    assert!(gone.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+    let job = Job {
+        share: Share::new("A".into(), std::num::NonZeroU32::MIN),
+        image,
+        resident: None,
+        event: event("/0"),
+        memory_bytes: MAX_MEMORY_BYTES,
+        cpu,
+        wall: Duration::from_secs(60),
+        log: ScriptLog::discard(),
+        effects: effects.line().worker(Arc::clone(&effects.caller), (place, n_bytes)),
+        detach: None,
+    };
+    io.block_on(runtime.run(job)).expect("it answers");
+    assert!(onlooker.nobody_had_it.load(Ordering::Relaxed));
 }
