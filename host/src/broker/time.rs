@@ -1,6 +1,6 @@
 //! Permits for `task.wait`. Everybody may wait; the rate of operations bounds how often.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use neoc_abi::time::Operation;
 
@@ -9,10 +9,16 @@ const MAX_WAIT_SECONDS: f64 = 86_400.0;
 
 /// Leave to wait.
 pub struct Permit {
+    since: Instant,
     duration: Duration,
 }
 
 impl Permit {
+    /// When the wait began: when the script asked for it, not when a thread came to see to it.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// How long.
     pub fn duration(&self) -> Duration {
         self.duration
@@ -24,7 +30,7 @@ pub(super) fn authorize(operation: Operation) -> Permit {
     let Operation::Wait { seconds } = operation;
     // A comparison, because it is false for NaN.
     let seconds = if seconds > 0.0 { seconds.min(MAX_WAIT_SECONDS) } else { 0.0 };
-    Permit { duration: Duration::from_secs_f64(seconds) }
+    Permit { since: Instant::now(), duration: Duration::from_secs_f64(seconds) }
 }
 
 #[cfg(test)]

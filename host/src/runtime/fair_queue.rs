@@ -8,6 +8,9 @@
 //! next, but has no claim to the time that it did not use. Who is ahead of the present stays so, however short its
 //! rest: giving up a slice early gains nothing.
 //!
+//! Who is next because it has come back lays a [`Claim`] to a worker: the watcher ends a slice early for it. So where
+//! all workers are with guests that compute, it waits for about a tick and not for a slice.
+//!
 //! The idea is that of start-time fair queueing (Goyal, Vin and Cheng, 1996), as in the schedulers of Linux.
 
 use std::{
@@ -15,7 +18,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -28,7 +31,7 @@ use super::preempt::SLICE;
 const MIN_REMEMBERED: usize = 64;
 
 /// A tenant counts as quick again after so many turns since a long one.
-const N_QUICK_TURNS: u32 = 64;
+const N_QUICK_TURNS: u32 = 16;
 
 /// A tenant's part in the workers' time.
 #[derive(Debug, Clone)]
@@ -48,6 +51,10 @@ pub struct Pace {
     n_turns: AtomicU32,
 }
 
+/// Whether whoever is next has come back after a rest. Else it has waited since its last turn, like the others.
+#[derive(Debug, Clone, Default)]
+pub struct Claim(Arc<AtomicBool>);
+
 /// What runs of a tenant's. It goes back to [`FairQueue::end`].
 #[derive(Debug)]
 pub struct Turn {
@@ -62,6 +69,7 @@ pub struct Turn {
 pub struct FairQueue<T> {
     lines: Mutex<Lines<T>>,
     arrival: Condvar,
+    claim: Claim,
 }
 
 struct Lines<T> {
@@ -126,6 +134,20 @@ impl Pace {
     }
 }
 
+// === impl Claim ===
+
+impl Claim {
+    /// Whether there is one now.
+    pub fn is_laid(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sees who is next. Called under the queue's lock, so that the last who changes it has the last word.
+    fn note<T>(&self, lines: &Lines<T>) {
+        self.0.store(lines.waiting.first().is_some_and(|(_, is_continuing, ..)| !is_continuing), Ordering::Relaxed);
+    }
+}
+
 // === impl FairQueue ===
 
 impl<T> Default for FairQueue<T> {
@@ -139,11 +161,16 @@ impl<T> Default for FairQueue<T> {
             forget_at: MIN_REMEMBERED,
             closed: false,
         };
-        Self { lines: Mutex::new(lines), arrival: Condvar::new() }
+        Self { lines: Mutex::new(lines), arrival: Condvar::new(), claim: Claim::default() }
     }
 }
 
 impl<T> FairQueue<T> {
+    /// What tells whether somebody should not have to wait for the end of a slice.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
     /// Appends to the tenant's line, and calls a worker. Never waits.
     pub fn push(&self, share: &Share, item: T) {
         self.push_quietly(share, item);
@@ -155,6 +182,7 @@ impl<T> FairQueue<T> {
         let mut lines = self.lines.lock();
         if !lines.closed {
             lines.push(share, item);
+            self.claim.note(&lines);
         }
     }
 
@@ -171,6 +199,7 @@ impl<T> FairQueue<T> {
                 return None;
             }
             if let Some(next) = lines.begin() {
+                self.claim.note(&lines);
                 return Some(next);
             }
             self.arrival.wait(&mut lines);
@@ -180,7 +209,10 @@ impl<T> FairQueue<T> {
     /// Begins the next turn if its tenant is quick, and `may` it. Else it is a worker's, and those behind it, too: they
     /// are called.
     pub fn begin_if_quick(&self, may: impl FnOnce(&T) -> bool) -> Option<(Turn, T)> {
-        self.lines_if_quick(may)?.begin()
+        let mut lines = self.lines_if_quick(may)?;
+        let next = lines.begin();
+        self.claim.note(&lines);
+        next
     }
 
     /// Whether [`FairQueue::begin_if_quick`] would begin a turn. Else it calls as that does.
@@ -207,7 +239,9 @@ impl<T> FairQueue<T> {
     /// Ends a turn that took `time`. `is_long`: the tenant does not count as quick for some turns.
     pub fn end(&self, turn: Turn, time: Duration, is_long: bool) {
         turn.pace.note(is_long);
-        self.lines.lock().end(turn, time);
+        let mut lines = self.lines.lock();
+        lines.end(turn, time);
+        self.claim.note(&lines);
     }
 
     /// Ends every worker and drops what still waits.
@@ -391,6 +425,34 @@ mod tests {
                 queue.end(turn, Duration::from_micros(50), false);
             }
         }
+    }
+
+    #[test]
+    fn who_is_next_after_a_rest_has_a_claim_and_who_only_waits_has_none() {
+        let (busy, other, calm) = (share("busy", 1), share("other", 1), share("calm", 1));
+        let queue = FairQueue::default();
+        assert!(!queue.claim().is_laid());
+        queue.push(&busy, &busy);
+        assert!(queue.claim().is_laid());
+        let (busy_turn, _) = queue.begin().expect("somebody waits");
+        assert!(!queue.claim().is_laid(), "it has what it claimed");
+        // At the end of a slice: it would have gone on.
+        queue.push(&busy, &busy);
+        assert!(!queue.claim().is_laid());
+        queue.end(busy_turn, SLICE, false);
+        queue.push(&other, &other);
+        assert!(queue.claim().is_laid());
+        let (other_turn, _) = queue.begin().expect("somebody waits");
+        queue.push(&other, &other);
+        queue.end(other_turn, SLICE, false);
+        assert!(!queue.claim().is_laid());
+        // A rest does not make up for what it has had: it is not next, and waits like the others.
+        let (busy_turn, _) = queue.begin().expect("somebody waits");
+        queue.end(busy_turn, SLICE, false);
+        queue.push(&busy, &busy);
+        assert!(!queue.claim().is_laid());
+        queue.push(&calm, &calm);
+        assert!(queue.claim().is_laid());
     }
 
     #[test]

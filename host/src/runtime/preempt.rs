@@ -4,7 +4,8 @@
 //! too long in one of two ways, in the memory of that guest:
 //!
 //! - *Interrupt*: it sets Luau's interrupt pointer. The interpreter calls it at the next loop or call of
-//!   Luau code; that function asks the host, which lets others run, or ends the guest.
+//!   Luau code; that function asks the host, which lets others run, or ends the guest. It does so at the end of a slice,
+//!   and a little early to the guest that has run for longest, if somebody has a claim to a worker.
 //! - *Kill*: it makes the guest's safepoint page unreadable. The next safepoint traps, in builtins too.
 //!
 //! # Why neither can harm the host
@@ -38,12 +39,13 @@ use std::{
 use parking_lot::Mutex;
 use rustix::mm::{MprotectFlags, mprotect};
 
-use super::{memory::Witness, meter::CpuMeter, reserve::Reserve, safepoint};
+use super::{fair_queue::Claim, memory::Witness, meter::CpuMeter, reserve::Reserve, safepoint};
 
 /// Length of a time slice: a guest runs at most this long before others get their turn.
 pub const SLICE: Duration = Duration::from_millis(5);
 
-/// How often the watcher looks while a guest runs. Bounds how late a kill comes.
+/// How often the watcher looks while a guest runs. Bounds how late a kill comes. And the least of a slice that a guest
+/// has, whoever has a claim.
 pub const TICK: Duration = Duration::from_millis(1);
 
 /// How often it looks while it finds none. A guest that has begun meanwhile is found as early as it matters: what is
@@ -82,10 +84,17 @@ pub struct Watcher {
 #[derive(Debug)]
 pub struct Slot {
     thread: ThreadClock,
-    /// None for a script worker. An I/O thread's guest runs for less long, and meanwhile this one is to see to what the
-    /// thread does not.
-    reserve: Option<Arc<Reserve>>,
+    role: Role,
     running: Mutex<Option<Running>>,
+}
+
+/// What a thread that runs guests is otherwise.
+#[derive(Debug)]
+enum Role {
+    /// A script worker. Somebody may have a claim to it.
+    Worker(Claim),
+    /// An I/O thread. Its guests run for less long, and meanwhile the reserve is to see to what the thread does not.
+    Io(Arc<Reserve>),
 }
 
 #[derive(Debug)]
@@ -93,6 +102,7 @@ struct Running {
     target: Target,
     since: Instant,
     killed: bool,
+    interrupted: bool,
     relieved: bool,
 }
 
@@ -115,20 +125,20 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// Makes the calling thread a worker that is watched, until it ends.
-    pub fn enlist(&self) {
-        self.enlist_as(None);
+    /// Makes the calling thread a worker that is watched, until it ends; to which there may be a `claim`.
+    pub fn enlist(&self, claim: Claim) {
+        self.enlist_as(Role::Worker(claim));
     }
 
     /// Makes the calling thread, of which `reserve` is kept, watched when it runs a guest.
     pub fn enlist_for_io(&self, reserve: &Arc<Reserve>) {
         if SLOT.with_borrow(Option::is_none) {
-            self.enlist_as(Some(Arc::clone(reserve)));
+            self.enlist_as(Role::Io(Arc::clone(reserve)));
         }
     }
 
-    fn enlist_as(&self, reserve: Option<Arc<Reserve>>) {
-        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), reserve, running: Mutex::default() });
+    fn enlist_as(&self, role: Role) {
+        let slot = Arc::new(Slot { thread: ThreadClock::of_this_thread(), role, running: Mutex::default() });
         self.slots.lock().push(Arc::clone(&slot));
         SLOT.set(Some(slot));
     }
@@ -140,18 +150,30 @@ fn watch(watcher: &Weak<Watcher>) {
         thread::sleep(pause);
         let Some(watcher) = watcher.upgrade() else { return };
         let slots = watcher.slots.lock().clone();
-        let n_running = slots.iter().filter(|slot| slot.look()).count();
-        pause = if n_running > 0 { TICK } else { IDLE_TICK };
+        let (mut is_idle, mut longest) = (true, (Duration::ZERO, None));
+        for slot in &slots {
+            let Some(claimed) = slot.look() else { continue };
+            is_idle = false;
+            if claimed > longest.0 {
+                longest = (claimed, Some(slot));
+            }
+        }
+        // One at a time: a worker that has become free serves all who have a claim, one after the other.
+        if let (_, Some(slot)) = longest {
+            slot.cut_short();
+        }
+        pause = if is_idle { IDLE_TICK } else { TICK };
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    /// Looks at the guest that runs, if there is one.
-    fn look(&self) -> bool {
+    /// Looks at the guest that runs, if there is one. For how long it has, if somebody has a claim to its worker, and
+    /// may have it; else zero.
+    fn look(&self) -> Option<Duration> {
         let mut running = self.running.lock();
-        let Some(running) = running.as_mut() else { return false };
+        let running = running.as_mut()?;
         let elapsed = running.since.elapsed();
         // A thread uses no more CPU time than time passes, so its clock is read only when it matters.
         let over = running.target.meter.would_exceed(elapsed)
@@ -159,15 +181,38 @@ impl Slot {
         if over && !running.killed {
             running.killed = protect_page(running.target.base, false).is_ok();
         }
-        if let Some(reserve) = self.reserve.as_ref().filter(|_| elapsed >= TICK && !running.relieved) {
-            reserve.release();
-            running.relieved = true;
-        }
-        let slice = if self.reserve.is_some() { TICK } else { SLICE };
+        let (slice, is_claimed) = match &self.role {
+            Role::Worker(claim) => (SLICE, claim.is_laid()),
+            Role::Io(reserve) => {
+                if elapsed >= TICK && !running.relieved {
+                    reserve.release();
+                    running.relieved = true;
+                }
+                (TICK, false)
+            }
+        };
         if over || elapsed >= slice {
-            running.target.set_interrupt();
+            running.interrupt();
         }
-        true
+        let is_to_be_cut = is_claimed && elapsed >= TICK && !running.interrupted;
+        Some(if is_to_be_cut { elapsed } else { Duration::ZERO })
+    }
+
+    /// Ends the slice of the guest that runs, if it is still one that may have had enough.
+    fn cut_short(&self) {
+        let mut running = self.running.lock();
+        if let Some(running) = running.as_mut().filter(|running| running.since.elapsed() >= TICK) {
+            running.interrupt();
+        }
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    fn interrupt(&mut self) {
+        self.target.set_interrupt();
+        self.interrupted = true;
     }
 }
 
@@ -183,7 +228,7 @@ impl Target {
     pub fn watch<T>(&self, since: Instant, slice: impl FnOnce() -> T) -> T {
         let slot = SLOT.with_borrow(Clone::clone);
         let Some(slot) = slot else { return slice() };
-        let running = Running { target: self.clone(), since, killed: false, relieved: false };
+        let running = Running { target: self.clone(), since, killed: false, interrupted: false, relieved: false };
         *slot.running.lock() = Some(running);
         // Leaves the slot on every way out, a panic of a host function included.
         let leave = Leave(&slot);
@@ -221,7 +266,9 @@ impl Drop for Leave<'_> {
             std::process::abort();
         }
         drop(slot);
-        if let Some(reserve) = self.0.reserve.as_ref().filter(|_| running.relieved) {
+        if let Role::Io(reserve) = &self.0.role
+            && running.relieved
+        {
             reserve.take_back();
         }
     }
@@ -276,7 +323,15 @@ impl ThreadClock {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::num::NonZeroU32;
+
+    use super::{
+        super::{
+            fair_queue::{FairQueue, Share},
+            meter::CpuBudget,
+        },
+        *,
+    };
 
     #[test]
     fn a_threads_clock_read_from_another_is_its_own() {
@@ -285,5 +340,40 @@ mod tests {
         let read = thread::scope(|scope| scope.spawn(|| clock.now()).join().expect("ends")).expect("lives");
         let after = super::super::stopwatch::thread_cpu_nanoseconds();
         assert!((before..=after).contains(&read), "{before} {read} {after}");
+    }
+
+    /// A guest that has run for two ticks on a worker, with a memory of so many words.
+    fn slot(claim: Claim, memory: &[AtomicU32]) -> Slot {
+        let target = Target {
+            base: memory.as_ptr().expose_provenance(),
+            interrupt: Interrupt { offset: 4, function: 7 },
+            meter: CpuMeter::new(CpuBudget::new(Duration::from_secs(60))),
+            witness: None,
+        };
+        let since = Instant::now().checked_sub(2 * TICK).expect("the machine has run for longer");
+        let running = Running { target, since, killed: false, interrupted: false, relieved: false };
+        Slot { thread: ThreadClock::of_this_thread(), role: Role::Worker(claim), running: Mutex::new(Some(running)) }
+    }
+
+    #[test]
+    fn a_slice_is_cut_short_for_who_has_a_claim_and_for_nobody_else() {
+        let queue = FairQueue::default();
+        // A machine that stands still meanwhile lets the slice end by itself.
+        let is_seen = (0..100).any(|round| {
+            let memory = [const { AtomicU32::new(0) }; 2];
+            let slot = slot(queue.claim().clone(), &memory);
+            assert_eq!(slot.look(), Some(Duration::ZERO));
+            let is_whole = memory[1].load(Ordering::Relaxed) == 0;
+            let share = Share::new(round.to_string().into(), NonZeroU32::MIN);
+            queue.push(&share, ());
+            let claimed = slot.look();
+            let (turn, ()) = queue.begin().expect("it waits");
+            queue.end(turn, TICK, false);
+            slot.cut_short();
+            assert_eq!([0, 1].map(|index| memory[index].load(Ordering::Relaxed)), [0, 7]);
+            assert_eq!(slot.look(), Some(Duration::ZERO), "it has been told");
+            is_whole && claimed >= Some(2 * TICK)
+        });
+        assert!(is_seen);
     }
 }

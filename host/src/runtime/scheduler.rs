@@ -49,7 +49,7 @@ impl Scheduler {
                     let _entered = io.enter();
                     direct::this_is_a_worker();
                     if let Some(watcher) = watcher {
-                        watcher.enlist();
+                        watcher.enlist(queue.claim().clone());
                     }
                     work(&queue);
                 })

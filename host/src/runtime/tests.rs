@@ -199,7 +199,7 @@ fn a_small_request_that_waits_has_no_vm_and_goes_on_in_another() {
 fn a_vm_is_made_as_new_after_an_end_of_its_own_and_after_no_other() {
     let (runtime, io, _folder) = runtime();
     let watcher = Watcher::start().expect("starts");
-    watcher.enlist();
+    watcher.enlist(fair_queue::Claim::default());
     let marker = "AAAAaaaaAAAAaaaa";
     let image = &io.block_on(load(&runtime, marker));
     let n_renewed = |path: &str, cpu: Duration, n_pages: u64| {
