@@ -69,7 +69,6 @@ pub struct Turn {
 pub struct FairQueue<T> {
     lines: Mutex<Lines<T>>,
     arrival: Condvar,
-    claim: Claim,
 }
 
 struct Lines<T> {
@@ -77,6 +76,8 @@ struct Lines<T> {
     by_tenant: HashMap<Arc<str>, Line<T>>,
     /// Those with somebody waiting, the next one first.
     waiting: BTreeSet<Place>,
+    /// Whether the first of those has rested.
+    claim: Claim,
     /// The present.
     now: u64,
     n_running: usize,
@@ -142,9 +143,9 @@ impl Claim {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sees who is next. Called under the queue's lock, so that the last who changes it has the last word.
-    fn note<T>(&self, lines: &Lines<T>) {
-        self.0.store(lines.waiting.first().is_some_and(|(_, is_continuing, ..)| !is_continuing), Ordering::Relaxed);
+    /// Sees who is next of those that wait.
+    fn note(&self, waiting: &BTreeSet<Place>) {
+        self.0.store(waiting.first().is_some_and(|(_, is_continuing, ..)| !is_continuing), Ordering::Relaxed);
     }
 }
 
@@ -155,20 +156,21 @@ impl<T> Default for FairQueue<T> {
         let lines = Lines {
             by_tenant: HashMap::new(),
             waiting: BTreeSet::new(),
+            claim: Claim::default(),
             now: 0,
             n_running: 0,
             n_arrivals: 0,
             forget_at: MIN_REMEMBERED,
             closed: false,
         };
-        Self { lines: Mutex::new(lines), arrival: Condvar::new(), claim: Claim::default() }
+        Self { lines: Mutex::new(lines), arrival: Condvar::new() }
     }
 }
 
 impl<T> FairQueue<T> {
     /// What tells whether somebody should not have to wait for the end of a slice.
-    pub fn claim(&self) -> &Claim {
-        &self.claim
+    pub fn claim(&self) -> Claim {
+        self.lines.lock().claim.clone()
     }
 
     /// Appends to the tenant's line, and calls a worker. Never waits.
@@ -182,7 +184,6 @@ impl<T> FairQueue<T> {
         let mut lines = self.lines.lock();
         if !lines.closed {
             lines.push(share, item);
-            self.claim.note(&lines);
         }
     }
 
@@ -199,7 +200,6 @@ impl<T> FairQueue<T> {
                 return None;
             }
             if let Some(next) = lines.begin() {
-                self.claim.note(&lines);
                 return Some(next);
             }
             self.arrival.wait(&mut lines);
@@ -209,10 +209,7 @@ impl<T> FairQueue<T> {
     /// Begins the next turn if its tenant is quick, and `may` it. Else it is a worker's, and those behind it, too: they
     /// are called.
     pub fn begin_if_quick(&self, may: impl FnOnce(&T) -> bool) -> Option<(Turn, T)> {
-        let mut lines = self.lines_if_quick(may)?;
-        let next = lines.begin();
-        self.claim.note(&lines);
-        next
+        self.lines_if_quick(may)?.begin()
     }
 
     /// Whether [`FairQueue::begin_if_quick`] would begin a turn. Else it calls as that does.
@@ -239,9 +236,7 @@ impl<T> FairQueue<T> {
     /// Ends a turn that took `time`. `is_long`: the tenant does not count as quick for some turns.
     pub fn end(&self, turn: Turn, time: Duration, is_long: bool) {
         turn.pace.note(is_long);
-        let mut lines = self.lines.lock();
-        lines.end(turn, time);
-        self.claim.note(&lines);
+        self.lines.lock().end(turn, time);
     }
 
     /// Ends every worker and drops what still waits.
@@ -249,6 +244,7 @@ impl<T> FairQueue<T> {
         let mut lines = self.lines.lock();
         lines.closed = true;
         lines.waiting.clear();
+        lines.claim.note(&lines.waiting);
         let dropped = std::mem::take(&mut lines.by_tenant);
         // Dropping a guest may wake another, which takes the lock again.
         drop(lines);
@@ -261,7 +257,7 @@ impl<T> FairQueue<T> {
 
 impl<T> Lines<T> {
     fn push(&mut self, share: &Share, item: T) {
-        let Self { by_tenant, waiting, now, n_arrivals, .. } = self;
+        let Self { by_tenant, waiting, claim, now, n_arrivals, .. } = self;
         let line = by_tenant.entry(Arc::clone(&share.tenant)).or_insert_with(|| Line {
             items: VecDeque::new(),
             n_running: 0,
@@ -283,6 +279,7 @@ impl<T> Lines<T> {
             *n_arrivals += 1;
             line.arrival = *n_arrivals;
             waiting.insert(line.place(&share.tenant));
+            claim.note(waiting);
         }
         line.items.push_back(item);
     }
@@ -310,6 +307,7 @@ impl<T> Lines<T> {
             line.arrival = self.n_arrivals;
             self.waiting.insert(line.place(&turn.tenant));
         }
+        self.claim.note(&self.waiting);
         Some((turn, item))
     }
 
@@ -327,6 +325,7 @@ impl<T> Lines<T> {
         line.virtual_time = line.virtual_time.saturating_sub(charged).saturating_add(over(time, weight));
         if is_waiting {
             self.waiting.insert(line.place(&tenant));
+            self.claim.note(&self.waiting);
         }
         if self.by_tenant.len() >= self.forget_at {
             let now = self.now;

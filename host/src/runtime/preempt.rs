@@ -361,7 +361,7 @@ mod tests {
         // A machine that stands still meanwhile lets the slice end by itself.
         let is_seen = (0..100).any(|round| {
             let memory = [const { AtomicU32::new(0) }; 2];
-            let slot = slot(queue.claim().clone(), &memory);
+            let slot = slot(queue.claim(), &memory);
             assert_eq!(slot.look(), Some(Duration::ZERO));
             let is_whole = memory[1].load(Ordering::Relaxed) == 0;
             let share = Share::new(round.to_string().into(), NonZeroU32::MIN);

@@ -49,7 +49,7 @@ impl Scheduler {
                     let _entered = io.enter();
                     direct::this_is_a_worker();
                     if let Some(watcher) = watcher {
-                        watcher.enlist(queue.claim().clone());
+                        watcher.enlist(queue.claim());
                     }
                     work(&queue);
                 })
