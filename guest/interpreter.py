@@ -7,7 +7,7 @@ instruction wrote the program counter to two places there and read it again. Aft
 - `luau_execute_fast`, a loop that runs what needs no call, and keeps nothing but the state's address across
   the few calls in it. What it cannot finish it begins again with
 - `luau_execute_call`, which runs one instruction and says where the next one is, if it is one of the few that do no
-  more than to call a function in C or to make a table, and hands all others to
+  more than to call a function in C or to make or fill a table, and hands all others to
 - `luau_execute_one`, the interpreter as it was, which runs one instruction. To enter it costs more than those few.
 
 So each case of the fast loop must leave everything as it was, or such that doing it again changes nothing,
@@ -39,7 +39,7 @@ ARITHMETIC = "ADD SUB MUL DIV IDIV MOD ADDK SUBK MULK DIVK IDIVK MODK SUBRK DIVR
 # Calls of builtins.
 BUILTIN = "FASTCALL1 FASTCALL2 FASTCALL2K".split()
 # What needs a call of its own and nothing else.
-CALL = "CALL NEWTABLE DUPTABLE".split()
+CALL = "CALL NEWTABLE DUPTABLE SETLIST".split()
 
 BEFORE = r"""
 #define SingleStep false
@@ -170,13 +170,17 @@ def one(loop):
     loop = replace(loop, "    const Instruction* pc;\n", "")
     loop = replace(loop, "    pc = L->ci->savedpc;\n", "")
     loop = replace(loop, '    VM_NEXT(); // starts the interpreter "loop"\n', "    goto dispatch;\n")
-    loop = re.sub(r"\breturn;", "return nullptr;", loop)
-    return replace(loop, "exit:;\n}", "exit:\n    return nullptr;\n}")
+    return replace(leave(loop), "exit:;\n}", "exit:\n    return nullptr;\n}")
+
+
+def leave(text):
+    """Where the interpreter ends, the function says so."""
+    return re.sub(r"\breturn;", "return nullptr;", text)
 
 
 def call(bodies):
     """The few instructions that need little, as they were."""
-    cases = "".join(f"    case LOP_{name}:\n            {{\n{bodies[name]}            }}\n" for name in CALL)
+    cases = "".join(f"    case LOP_{name}:\n            {{\n{leave(bodies[name])}            }}\n" for name in CALL)
     return f"""
 static LUAU_NOINLINE const Instruction* luau_execute_call(lua_State* L, const Instruction* pc)
 {{

@@ -309,12 +309,21 @@ static LUAU_FORCEINLINE void markwhite(global_State* g, GCObject* o)
             markwhite(g, gcvalue(o)); \\
 """,
     ),
+    # A collection begins when the heap has grown to its goal. Luau computes from how long the last one took when to begin,
+    # and the guest's clock, which steps by 1 ms, tells it anything: some began at once, some at many times the goal.
+    (
+        "luau/VM/src/lgc.cpp",
+        "static int64_t getheaptriggererroroffset(global_State* g)\n{\n",
+        "#if 0\nstatic int64_t getheaptriggererroroffset(global_State* g)\n{\n",
+    ),
     # Luau collects when its heap has doubled. That of a small script, whose live part is the standard library, would be
     # marked whole again and again by a VM that many short requests share.
     (
         "luau/VM/src/lgc.cpp",
         "size_t luaC_step(lua_State* L, bool assist)\n{\n",
-        """// How much a heap may grow between two collections, at the least. Near the limit of the heap the allocator asks for a
+        """#endif
+
+// How much a heap may grow between two collections, at the least. Near the limit of the heap the allocator asks for a
 // collection all the same.
 static const size_t kLeastGrowth = 512 * 1024;
 
@@ -334,8 +343,7 @@ size_t luaC_step(lua_State* L, bool assist)
         "        size_t heapgoal = (g->totalbytes / 100) * g->gcgoal;\n"
         "        size_t heaptrigger = getheaptrigger(g, heapgoal);\n\n        g->GCthreshold = heaptrigger;\n\n"
         "        g->gcstats.heapgoalsizebytes = heapgoal;\n",
-        "        size_t goal = heapgoal(g);\n        g->GCthreshold = getheaptrigger(g, goal);\n"
-        "        g->gcstats.heapgoalsizebytes = goal;\n",
+        "        g->GCthreshold = heapgoal(g);\n        g->gcstats.heapgoalsizebytes = g->GCthreshold;\n",
     ),
     (
         "luau/VM/src/lgc.cpp",
