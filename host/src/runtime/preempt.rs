@@ -39,7 +39,13 @@ use std::{
 use parking_lot::Mutex;
 use rustix::mm::{MprotectFlags, mprotect};
 
-use super::{fair_queue::Claim, memory::Witness, meter::CpuMeter, reserve::Reserve, safepoint};
+use super::{
+    fair_queue::Claim,
+    memory::{PAGE_BYTES, Witness},
+    meter::CpuMeter,
+    reserve::Reserve,
+    safepoint,
+};
 
 /// Length of a time slice: a guest runs at most this long before others get their turn.
 pub const SLICE: Duration = Duration::from_millis(5);
@@ -51,9 +57,6 @@ pub const TICK: Duration = Duration::from_millis(1);
 /// How often it looks while it finds none. A guest that has begun meanwhile is found as early as it matters: what is
 /// done about one that lasts is done when it has run for a tick, and its next look may be another tick away anyway.
 const IDLE_TICK: Duration = TICK.saturating_mul(2);
-
-/// Bytes of the page that safepoints load from.
-const PAGE_BYTES: usize = 4096;
 
 /// Where a guest's interrupt pointer is, and what to write there. The same in every VM of an image.
 #[derive(Debug, Clone, Copy)]

@@ -10,11 +10,9 @@ use std::{iter, sync::Arc};
 use wasmtime::Result;
 
 use super::{
-    memory::{Difference, LINE_BYTES, PAGE_BYTES, is_unchanged},
+    memory::{Difference, LINE_BYTES, PAGE_BYTES, WASM_PAGE_BYTES, is_unchanged},
     vm::Vm,
 };
-
-const WASM_PAGE_BYTES: usize = 65_536;
 
 /// What loading a script changed.
 pub struct TenantImage {

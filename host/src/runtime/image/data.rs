@@ -10,7 +10,7 @@ use wasm_encoder::{
 };
 use wasmparser::{Data, DataKind, DataSectionReader, Operator, Parser, Payload};
 
-const WASM_PAGE_BYTES: u64 = 65_536;
+use super::super::memory::WASM_PAGE_BYTES;
 
 /// Takes the data out of a guest: what is left is the same module, with a memory of zeros.
 ///
@@ -22,7 +22,7 @@ pub fn take_out(guest: &[u8]) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
         match payload? {
             Payload::MemorySection(memories) => {
                 for declared in memories {
-                    memory.resize(usize::try_from(declared?.initial.saturating_mul(WASM_PAGE_BYTES))?, 0);
+                    memory.resize(usize::try_from(declared?.initial)?.saturating_mul(WASM_PAGE_BYTES), 0);
                 }
             }
             Payload::DataSection(section) => {

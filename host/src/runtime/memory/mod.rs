@@ -71,6 +71,9 @@ use super::{engine::MAX_MEMORY_BYTES, safepoint};
 /// Bytes that have their own access rights.
 pub const PAGE_BYTES: usize = 4096;
 
+/// Bytes that WebAssembly counts and grows a memory in.
+pub const WASM_PAGE_BYTES: usize = 64 * 1024;
+
 /// Addresses of a heap for exceptions, in bytes. More than a VM may have of it.
 pub const GC_HEAP_BYTES: usize = 1024 * 1024;
 
