@@ -274,6 +274,26 @@ void* luaM_new_(lua_State* L, size_t nsize, uint8_t memcat)
 {
 """,
     ),
+    # A protected call that puts no function on the stack. mlua makes two for each call, one for errors.
+    (
+        "luau/VM/src/ldo.cpp",
+        "int luaD_pcall(lua_State* L, Pfunc func, void* u, ptrdiff_t old_top, ptrdiff_t ef)\n{\n",
+        """extern "C" int neoc_protected(lua_State* L, Pfunc func, void* u)
+{
+    return luaD_pcall(L, func, u, savestack(L, L->top), 0);
+}
+
+int luaD_pcall(lua_State* L, Pfunc func, void* u, ptrdiff_t old_top, ptrdiff_t ef)
+{
+""",
+    ),
+    # A thread that a script has got hold of keeps a mark: it must not begin again for another request.
+    (
+        "luau/VM/src/lcorolib.cpp",
+        "    if (lua_pushthread(L))\n        lua_pushnil(L); // main thread is not a coroutine\n",
+        "    lua_setthreaddata(L, L);\n"
+        "    if (lua_pushthread(L))\n        lua_pushnil(L); // main thread is not a coroutine\n",
+    ),
     # See `join`.
     (
         "src/lib.rs",

@@ -20,13 +20,17 @@
 //! | [`plain`] | data of ours as a script's values |
 //! | [`value`] | values on their way to another VM and from it |
 //! | [`request`] | a request as a table, and the handler's answer |
+//! | [`threads`] | what a request's first task runs on |
 //! | [`vm`] | one VM from birth to its answer; the exports call it |
 //! | [`memory`], `allocator` | the heap, and what to do when it is full |
+//! | `compare` | how C compares bytes |
 //! | `conformance` | the test profile, in a build of its own |
 
 #[cfg(target_arch = "wasm32")]
 mod allocator;
 mod caller;
+#[cfg(target_arch = "wasm32")]
+mod compare;
 #[cfg(feature = "conformance")]
 mod conformance;
 mod failure;
@@ -45,6 +49,7 @@ mod stdlib;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod value;
 mod vm;
 

@@ -2,7 +2,7 @@
 //!
 //! Tables of the script are read raw: none of its metamethods runs.
 
-use mlua::{Lua, LuaString, Table, Value};
+use mlua::{Lua, LuaString, Table, Thread, Value};
 use neoc_abi::event::{Request, Response};
 use serde_bytes::ByteBuf;
 
@@ -22,11 +22,11 @@ pub fn names(lua: &Lua) -> mlua::Result<Vec<LuaString>> {
     NAMES.iter().map(|name| lua.create_string(name)).collect()
 }
 
-/// Makes the table.
+/// Makes the table, as the next argument of a thread.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn request_table(lua: &Lua, request: &Request<'_>) -> mlua::Result<Value> {
+pub fn give(lua: &Lua, thread: &Thread, request: &Request<'_>) -> mlua::Result<()> {
     let query: Vec<_> = request.query.iter().map(|(name, value)| (*name, Plain::String(value.as_bytes()))).collect();
     let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &value[..])));
     let headers = headers::fields(&headers);
@@ -38,7 +38,7 @@ pub fn request_table(lua: &Lua, request: &Request<'_>) -> mlua::Result<Value> {
         Plain::String(request.body),
     ];
     let fields: Vec<_> = NAMES.into_iter().zip(values).collect();
-    plain::make(lua, &Plain::Table(&fields))
+    plain::give(lua, thread, &Plain::Table(&fields))
 }
 
 /// Reads a handler's answer: a string, or a table with `status`, `headers` and `body`.

@@ -6,7 +6,8 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Value};
+use mlua::thread::AsyncThread;
+use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Thread, Value};
 use neoc_abi::event::{
     ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, SPARE_BYTES, ScriptError, Start, Terms,
 };
@@ -17,6 +18,7 @@ use serde_bytes::Bytes;
 
 use crate::failure::Failure;
 use crate::scheduler::{Ownership, cancel, wait};
+use crate::threads::Threads;
 use crate::{
     failure, host, interrupt, limits, memory, module, operation, request, sandbox, scheduler, seal, stdlib, survey,
     value,
@@ -28,6 +30,7 @@ pub struct Vm {
     /// The table that `prelude.luau` returned.
     prelude: Table,
     every: Every,
+    threads: Rc<Threads>,
     /// What `load` has left for `start`.
     entry: Entry,
     /// Where first tasks leave their ends, with the numbers of their requests.
@@ -43,7 +46,6 @@ pub struct Vm {
 /// What every request needs. To look it up by name makes a string each time, and under a memory limit a protected
 /// call for the string.
 struct Every {
-    run_first: Function,
     run_cleanups: Function,
     take_unawaited: Function,
     seed: Function,
@@ -81,16 +83,17 @@ impl Vm {
     pub fn new() -> mlua::Result<Self> {
         let (lua, prelude) = sandbox::new_vm()?;
         let interrupt = interrupt::place(&lua)?;
-        let every = Every::find(&lua, &prelude)?;
-        let (ends, outlived) = (Ends::default(), BTreeSet::new());
-        let mut vm = Self { lua, prelude, every, entry: Entry::Absent, ends, outlived, used: false, interrupt };
+        let (every, threads) = (Every::find(&lua, &prelude)?, Rc::new(Threads::new(&prelude)?));
+        let (entry, ends, outlived) = (Entry::Absent, Ends::default(), BTreeSet::new());
+        let mut vm = Self { lua, prelude, every, threads, entry, ends, outlived, used: false, interrupt };
         vm.rehearse().map_err(|error| mlua::Error::runtime(error.message))?;
         vm.lua.gc_collect()?;
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
         seal::seal(&vm.lua)?;
-        // Behind all else, for every request changes it.
+        // Behind all else, for every request changes them.
         vm.ends = Ends::default();
+        vm.threads.prepare(&vm.lua)?;
         Ok(vm)
     }
 
@@ -236,18 +239,23 @@ impl Vm {
             Event::Run(_) => Kind::Run,
             Event::Work(_) => Kind::Work,
         };
-        let (function, arguments) = match (event, &self.entry) {
+        let described = |error| failure::describe_error(&error);
+        let thread = self.threads.take(&self.lua).map_err(described)?;
+        let body = match (event, &self.entry) {
             (Event::Request(inbound), Entry::Handler(handler)) => {
-                let table =
-                    request::request_table(&self.lua, &inbound).map_err(|error| failure::describe_error(&error))?;
-                (handler.clone(), MultiValue::from_iter([table]))
+                let body = thread.clone().into_async(handler).map_err(described)?;
+                request::give(&self.lua, &thread, &inbound).map_err(described)?;
+                body
             }
             (Event::Run(arguments), Entry::Script(script)) => {
                 let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
-                (script.clone(), strings.collect::<Result<_, _>>().map_err(|error| failure::describe_error(&error))?)
+                let mut values: MultiValue = strings.collect::<Result<_, _>>().map_err(described)?;
+                values.push_front(Value::Function(script.clone()));
+                thread.clone().into_async(values).map_err(described)?
             }
             (Event::Work(work), Entry::Handler(_) | Entry::Script(_)) => {
-                self.work(work).map_err(|failure| failure.into_operation_error().message)?
+                let values = self.work(work).map_err(|failure| failure.into_operation_error().message)?;
+                thread.clone().into_async(values).map_err(described)?
             }
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
             (Event::Run(_) | Event::Work(_), _) => return Err("no script is loaded".to_owned()),
@@ -256,14 +264,16 @@ impl Vm {
         if !std::mem::replace(&mut self.used, true) || request == ALONE {
             self.thaw(random_seed).map_err(|error| failure::describe_error(&error))?;
         }
-        self.begin(request, function, arguments, kind).map_err(|error| failure::describe_error(&error))
+        self.begin(request, thread, body, kind);
+        Ok(())
     }
 
-    /// What a worker begins with.
-    fn work(&self, work: Work) -> Result<(Function, MultiValue), Failure> {
+    /// What a worker begins with: a function and its arguments.
+    fn work(&self, work: Work) -> Result<MultiValue, Failure> {
         let Work { module, file, arguments } = work;
         let arguments = value::unpack_row(&self.lua, &arguments)?;
-        Ok((self.prelude.raw_get("work")?, (module, file, arguments).into_lua_multi(&self.lua)?))
+        let function: Function = self.prelude.raw_get("work")?;
+        Ok((function, module, file, arguments).into_lua_multi(&self.lua)?)
     }
 
     /// Thaws what a snapshot froze: the clock's origin, and the seed that Luau began with.
@@ -273,15 +283,15 @@ impl Vm {
         self.every.seed.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
 
-    /// Makes the first task.
-    fn begin(&self, request: u32, function: Function, arguments: MultiValue, kind: Kind) -> mlua::Result<()> {
-        let mut values = arguments;
-        values.push_front(Value::Function(function));
-        let body = self.every.run_first.clone();
-        let thread = self.lua.create_thread(body)?.into_async::<(bool, Value)>(values)?;
-        let (lua, ends) = (self.lua.clone(), self.ends.clone());
+    /// Makes the first task, of a thread and what it does.
+    fn begin(&self, request: u32, thread: Thread, body: AsyncThread<(bool, Value)>, kind: Kind) {
+        let (lua, threads, ends) = (self.lua.clone(), self.threads.clone(), self.ends.clone());
         let first = move |id| async move {
-            let end = match scheduler::run_first(&lua, id, thread).await {
+            let ended = scheduler::run_first(&lua, id, body).await;
+            if matches!(ended, Ok(Some(_))) {
+                threads.give_back(thread);
+            }
+            let end = match ended {
                 Ok(Some((true, value))) => kind.success(&lua, &value),
                 Ok(Some((false, failure))) => Err(kind.failure(&lua, &failure)),
                 Ok(None) => Err(Finish::Failed(failure::from_message("the script was cancelled"))),
@@ -298,7 +308,6 @@ impl Vm {
         scheduler::close(request);
         operation::close(request);
         scheduler::open(request, first, self.every.run_cleanups.clone());
-        Ok(())
     }
 
     /// Whether a message of so many bytes can be taken in, if need be after the script's garbage is collected.
@@ -407,7 +416,6 @@ impl Vm {
 impl Every {
     fn find(lua: &Lua, prelude: &Table) -> mlua::Result<Self> {
         Ok(Self {
-            run_first: prelude.raw_get("run_first")?,
             run_cleanups: prelude.raw_get("run_cleanups")?,
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,

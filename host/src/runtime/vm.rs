@@ -276,7 +276,9 @@ impl Vm {
         let function = self.calls.start.clone();
         let bytes = event.start(terms)?;
         // Also for what comes of a small one: beside many others there may be little left.
-        let room = Room::AskedFor(bytes.len().max(SMALL_BYTES));
+        let room_bytes = bytes.len().max(SMALL_BYTES);
+        // The message, what is read from it, and as much again. So far a memory that is not full can grow.
+        let room = if self.can_grow(4 * room_bytes)? { Room::Given } else { Room::AskedFor(room_bytes) };
         self.call(&function, bytes, room).await
     }
 
@@ -320,6 +322,12 @@ impl Vm {
     /// When it has no script.
     pub fn requests(&mut self) -> Result<&mut Requests> {
         self.store.data_mut().requests().ok_or_else(|| Error::msg("a VM without a script has no requests"))
+    }
+
+    /// Whether its memory may become larger by so much.
+    fn can_grow(&self, bytes: usize) -> Result<bool> {
+        let grown_bytes = self.memory()?.len().saturating_add(bytes);
+        Ok(self.store.data().limiter.allows(grown_bytes))
     }
 
     /// Charges `budget` for what it does from now on.
