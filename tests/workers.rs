@@ -14,7 +14,7 @@ use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
     policy::{self, Place, Preemption, workers::Grant},
-    runtime::{CpuBudget, Effects, Failure, GUEST, Job, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, Failure, GUEST, Job, Line, Runtime, Settings, Share, Source},
     script_log::{Quota, ScriptLog},
 };
 use neoc_abi::event::{Event, Finish, Mode, Module, Request};
@@ -445,7 +445,7 @@ impl Sandbox {
         let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));
         let caller = broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
-        let effects = Effects::new(broker, capabilities, caller, modules, io);
+        let effects = Effects::new(&Line::new(broker, capabilities, modules, io), caller);
         let nothing = Bytes::new(&[]);
         let request = Request { method: "GET", path: "/", query: vec![], headers: vec![], body: nothing };
         Job {

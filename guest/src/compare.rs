@@ -4,8 +4,6 @@
 use std::cmp::Ordering;
 use std::ffi::c_int;
 
-const WORD_BYTES: usize = size_of::<u64>();
-
 /// # Safety
 /// Both have so many bytes.
 #[unsafe(no_mangle)]
@@ -13,10 +11,17 @@ unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, n: usize) -> c_in
     let mut at = 0;
     // SAFETY: the caller vouches for the bytes, and no more than `n` are read.
     unsafe {
-        while at + WORD_BYTES <= n {
+        while at + size_of::<u64>() <= n {
             let word = |block: *const u8| u64::from_be(block.add(at).cast::<u64>().read_unaligned());
             match word(left).cmp(&word(right)) {
-                Ordering::Equal => at += WORD_BYTES,
+                Ordering::Equal => at += size_of::<u64>(),
+                unequal => return unequal as c_int,
+            }
+        }
+        if at + size_of::<u32>() <= n {
+            let word = |block: *const u8| u32::from_be(block.add(at).cast::<u32>().read_unaligned());
+            match word(left).cmp(&word(right)) {
+                Ordering::Equal => at += size_of::<u32>(),
                 unequal => return unequal as c_int,
             }
         }

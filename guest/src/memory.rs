@@ -6,7 +6,7 @@
 use mlua::{Lua, LuaString};
 
 /// What the guest keeps for small things. Smaller copies need not ask.
-const SMALL_BYTES: usize = 4096;
+pub const SMALL_BYTES: usize = 4096;
 
 /// Makes sure that `bytes` can be allocated at once, if need be by collecting the script's garbage.
 ///

@@ -7,11 +7,11 @@
 use std::ffi::{c_int, c_void};
 
 use mlua::ffi::{
-    LUA_ERRMEM, LUA_OK, lua_State, lua_checkstack, lua_createtable, lua_gettop, lua_pushboolean, lua_pushlstring,
-    lua_pushnumber, lua_rawset, lua_settop, lua_xmove, luaL_error,
+    LUA_ERRMEM, LUA_OK, lua_State, lua_checkstack, lua_clonetable, lua_createtable, lua_gettop, lua_pushboolean,
+    lua_pushlstring_, lua_pushnumber, lua_rawset, lua_replace, lua_settop, lua_xmove, luaL_error,
 };
 use mlua::state::RawLua;
-use mlua::{Lua, Thread, Value};
+use mlua::{IntoLua, Lua, LuaString, Table, Thread, Value};
 
 unsafe extern "C-unwind" {
     /// In Luau, see patch_crates.py: calls `work` with `data`. After an error the stack is as before, and the error on it.
@@ -22,8 +22,9 @@ unsafe extern "C-unwind" {
     ) -> c_int;
 }
 
-/// Places of the stack that a table needs: its own, a key's and a value's.
-const TABLE_PLACES: c_int = 3;
+/// Places of the stack that a value may need: a table's own, a key's and a value's, for tables in tables. None of ours
+/// is more than two deep.
+const MAX_PLACES: c_int = 3 * 4;
 
 /// A value, not yet made.
 pub enum Plain<'a> {
@@ -32,6 +33,12 @@ pub enum Plain<'a> {
     String(&'a [u8]),
     /// Fields by their names. Of several of one name, the last wins.
     Table(&'a [Field<'a>]),
+    /// A copy of a table, with these values for its fields of these names. Costs less than to make each field.
+    Copy {
+        template: &'a Table,
+        names: &'a [LuaString],
+        values: &'a [Plain<'a>],
+    },
 }
 
 /// A field of a table.
@@ -60,12 +67,12 @@ fn made<T>(lua: &Lua, plain: &Plain<'_>, take: impl Fn(&RawLua) -> mlua::Result<
     let make = || {
         lua.exec_raw_lua(|raw| {
             let state = raw.state();
-            let mut plain = plain;
-            // SAFETY: `push_to` gets the reference that it expects, and is left by an error of Luau's with nothing to
-            // drop. The stack is in the end as it was.
+            let mut given = (raw, plain);
+            // SAFETY: `push_given` gets what it expects, and is left by an error of Luau's with nothing to drop. The stack
+            // is in the end as it was.
             unsafe {
                 let top = lua_gettop(state);
-                let made = match neoc_protected(state, push_to, (&raw mut plain).cast()) {
+                let made = match neoc_protected(state, push_given, (&raw mut given).cast()) {
                     LUA_OK => take(raw),
                     LUA_ERRMEM => Err(mlua::Error::MemoryError("not enough memory".to_owned())),
                     _ => Err(mlua::Error::runtime("the stack is full")),
@@ -84,43 +91,76 @@ fn made<T>(lua: &Lua, plain: &Plain<'_>, take: impl Fn(&RawLua) -> mlua::Result<
     }
 }
 
-/// Pushes the value that `plain` is a reference to.
+/// What [`push_given`] is given.
+type Given<'a> = (&'a RawLua, &'a Plain<'a>);
+
+/// Pushes a value.
 ///
 /// # Safety
-/// As for [`push`], and `plain` points to a reference to a [`Plain`].
-unsafe extern "C-unwind" fn push_to(state: *mut lua_State, plain: *mut c_void) {
-    // SAFETY: the caller vouches for the pointer, and the stack is asked for one place.
+/// As for [`push`], and `given` points to a [`Given`].
+unsafe extern "C-unwind" fn push_given(state: *mut lua_State, given: *mut c_void) {
+    // SAFETY: the caller vouches for the pointer, and the stack is asked for the places.
     unsafe {
-        if lua_checkstack(state, 1) == 0 {
-            luaL_error(state, c"stack overflow".as_ptr());
-        }
-        push(state, *plain.cast::<&Plain<'_>>());
+        let (raw, plain) = *given.cast::<Given<'_>>();
+        make_room(state, MAX_PLACES);
+        push(raw, state, plain);
     }
 }
 
 /// Pushes a value.
 ///
 /// # Safety
-/// It is to be called in a protected call, with a free place on the stack.
-unsafe fn push(state: *mut lua_State, plain: &Plain<'_>) {
-    // SAFETY: the caller vouches for the state and one place; a table asks for what it needs. Strings are given with
-    // their lengths, and the table lies where `lua_rawset` looks for it, below a key and a value.
+/// It is to be called in a protected call, with three free places on the stack for each level of tables, and one.
+unsafe fn push(raw: &RawLua, state: *mut lua_State, plain: &Plain<'_>) {
+    // SAFETY: the caller vouches for the state and the places. Strings are given with their lengths, and the table lies where `lua_rawset` looks for it, below a key and a value.
     unsafe {
         match plain {
             Plain::Boolean(boolean) => lua_pushboolean(state, (*boolean).into()),
             Plain::Number(number) => lua_pushnumber(state, *number),
-            Plain::String(bytes) => drop(lua_pushlstring(state, bytes.as_ptr().cast(), bytes.len())),
+            Plain::String(bytes) => push_string(state, bytes),
             Plain::Table(fields) => {
-                if lua_checkstack(state, TABLE_PLACES) == 0 {
-                    luaL_error(state, c"stack overflow".as_ptr());
-                }
                 lua_createtable(state, 0, c_int::try_from(fields.len()).unwrap_or_default());
                 for (name, value) in *fields {
-                    lua_pushlstring(state, name.as_ptr().cast(), name.len());
-                    push(state, value);
+                    push_string(state, name.as_bytes());
+                    push(raw, state, value);
+                    lua_rawset(state, -3);
+                }
+            }
+            Plain::Copy { template, names, values } => {
+                push_held(raw, *template);
+                lua_clonetable(state, -1);
+                lua_replace(state, -2);
+                for (name, value) in names.iter().zip(*values) {
+                    push_held(raw, name);
+                    push(raw, state, value);
                     lua_rawset(state, -3);
                 }
             }
         }
     }
+}
+
+/// # Safety
+/// As for [`push`].
+unsafe fn make_room(state: *mut lua_State, n_places: c_int) {
+    // SAFETY: the caller vouches for the state, and that the call is protected.
+    unsafe {
+        if lua_checkstack(state, n_places) == 0 {
+            luaL_error(state, c"stack overflow".as_ptr());
+        }
+    }
+}
+
+/// # Safety
+/// As for [`push`].
+unsafe fn push_string(state: *mut lua_State, bytes: &[u8]) {
+    // SAFETY: the caller vouches for the state and the place. mlua's function of this name reads the string back.
+    unsafe { lua_pushlstring_(state, bytes.as_ptr().cast(), bytes.len()) }
+}
+
+/// # Safety
+/// As for [`push`].
+unsafe fn push_held(raw: &RawLua, value: impl IntoLua) {
+    // SAFETY: the caller vouches for the place. What is held is there already, so that this never fails.
+    let _ = unsafe { value.push_into_stack(raw) };
 }

@@ -2,9 +2,12 @@
 //!
 //! Tables of the script are read raw: none of its metamethods runs.
 
-use mlua::{Lua, LuaString, Table, Thread, Value};
+use std::ffi::c_int;
+
+use mlua::ffi::{LUA_TSTRING, lua_toboolean, lua_tolstring, lua_type};
+use mlua::state::RawLua;
+use mlua::{FromLuaMulti, Lua, LuaString, MultiValue, Table, Thread, Value};
 use neoc_abi::event::{Request, Response};
-use serde_bytes::ByteBuf;
 
 use crate::plain::{self, Plain};
 use crate::stdlib::arguments::type_name;
@@ -14,19 +17,31 @@ use crate::{failure, memory};
 /// The names of a request's parts.
 const NAMES: [&str; 5] = ["method", "path", "query", "headers", "body"];
 
-/// The names as strings of the script's. While somebody holds them, they need not be made for each request.
-///
-/// # Errors
-/// When there is no memory for them.
-pub fn names(lua: &Lua) -> mlua::Result<Vec<LuaString>> {
-    NAMES.iter().map(|name| lua.create_string(name)).collect()
+/// What is the same in each request's table.
+pub struct Parts {
+    names: Vec<LuaString>,
+    /// A table that has all of them.
+    template: Table,
+}
+
+impl Parts {
+    /// Makes them.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(lua: &Lua) -> mlua::Result<Self> {
+        let names = NAMES.iter().map(|name| lua.create_string(name)).collect::<mlua::Result<Vec<_>>>()?;
+        let template = lua.create_table_with_capacity(0, names.len())?;
+        names.iter().try_for_each(|name| template.raw_set(name, false))?;
+        Ok(Self { names, template })
+    }
 }
 
 /// Makes the table, as the next argument of a thread.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn give(lua: &Lua, thread: &Thread, request: &Request<'_>) -> mlua::Result<()> {
+pub fn give(lua: &Lua, thread: &Thread, parts: &Parts, request: &Request<'_>) -> mlua::Result<()> {
     let query: Vec<_> = request.query.iter().map(|(name, value)| (*name, Plain::String(value.as_bytes()))).collect();
     let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &value[..])));
     let headers = headers::fields(&headers);
@@ -37,8 +52,39 @@ pub fn give(lua: &Lua, thread: &Thread, request: &Request<'_>) -> mlua::Result<(
         Plain::Table(&headers),
         Plain::String(request.body),
     ];
-    let fields: Vec<_> = NAMES.into_iter().zip(values).collect();
-    plain::give(lua, thread, &Plain::Table(&fields))
+    plain::give(lua, thread, &Plain::Copy { template: &parts.template, names: &parts.names, values: &values })
+}
+
+/// How a handler's thread ended.
+pub enum Returned {
+    /// With a text, and no failure: what most handlers return, read without a reference for it.
+    Text(Vec<u8>),
+    /// With whether it succeeded, and what it returned or failed with.
+    Value(bool, Value),
+}
+
+impl FromLuaMulti for Returned {
+    fn from_lua_multi(values: MultiValue, lua: &Lua) -> mlua::Result<Self> {
+        let (ok, value) = FromLuaMulti::from_lua_multi(values, lua)?;
+        Ok(Self::Value(ok, value))
+    }
+
+    unsafe fn from_stack_multi(n_values: c_int, raw: &RawLua) -> mlua::Result<Self> {
+        // SAFETY: the caller vouches for so many values on the stack. A string's bytes are where Luau says as long as the
+        // string is on it.
+        unsafe {
+            let state = raw.state();
+            if n_values == 2 && lua_toboolean(state, -2) != 0 && lua_type(state, -1) == LUA_TSTRING {
+                let mut n_bytes = 0;
+                let start = lua_tolstring(state, -1, &raw mut n_bytes);
+                if n_bytes <= memory::SMALL_BYTES {
+                    return Ok(Self::Text(std::slice::from_raw_parts(start.cast(), n_bytes).to_vec()));
+                }
+            }
+            let (ok, value) = FromLuaMulti::from_stack_multi(n_values, raw)?;
+            Ok(Self::Value(ok, value))
+        }
+    }
 }
 
 /// Reads a handler's answer: a string, or a table with `status`, `headers` and `body`.
@@ -47,11 +93,7 @@ pub fn give(lua: &Lua, thread: &Thread, request: &Request<'_>) -> mlua::Result<(
 /// A sentence that says what is wrong with it.
 pub fn response(lua: &Lua, value: &Value) -> Result<Response, String> {
     match value {
-        Value::String(text) => Ok(Response {
-            status: 200,
-            headers: vec![("content-type".to_owned(), ByteBuf::from(b"text/plain; charset=utf-8"))],
-            body: copy(lua, text)?,
-        }),
+        Value::String(text) => copy(lua, text).map(Response::text),
         Value::Table(table) => from_table(lua, table),
         other => Err(format!(
             "the handler must return a string or a table with status, headers and body, got {}",
@@ -65,7 +107,7 @@ fn copy(lua: &Lua, body: &LuaString) -> Result<Vec<u8>, String> {
 }
 
 fn from_table(lua: &Lua, table: &Table) -> Result<Response, String> {
-    let mut response = Response { status: 200, headers: Vec::new(), body: Vec::new() };
+    let mut response = Response { is_text: false, ..Response::text(Vec::new()) };
     for pair in table.pairs::<Value, Value>() {
         let (key, value) = pair.map_err(|error| error.to_string())?;
         let Value::String(key) = &key else {

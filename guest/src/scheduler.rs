@@ -81,9 +81,9 @@ pub fn forget() {
     TASKS.take();
 }
 
-/// The requests whose last task has ended since the last call. Each is to be closed.
-pub fn take_ended() -> Vec<u32> {
-    TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.ended))
+/// A request whose last task has ended. It is to be closed.
+pub fn next_ended() -> Option<u32> {
+    TASKS.with_borrow_mut(|tasks| tasks.ended.pop_front())
 }
 
 /// The tasks of a request that were cancelled before they had begun, and of which nothing else is known.

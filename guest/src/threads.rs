@@ -6,8 +6,8 @@
 
 use std::cell::RefCell;
 
-use mlua::ffi::lua_getthreaddata;
-use mlua::{Function, Lua, Table, Thread};
+use mlua::ffi::{lua_getthreaddata, lua_settop, lua_xmove};
+use mlua::{Function, IntoLua, Lua, Table, Thread};
 
 /// Most threads that wait for a request.
 const MAX_IDLE: usize = 16;
@@ -34,10 +34,14 @@ impl Threads {
     /// # Errors
     /// When there is no memory.
     pub fn prepare(&self, lua: &Lua) -> mlua::Result<()> {
-        self.idle.replace(Vec::with_capacity(MAX_IDLE)).clear();
         let thread = self.make(lua)?;
         self.idle.borrow_mut().push(thread);
         Ok(())
+    }
+
+    /// Drops those that wait.
+    pub fn forget(&self) {
+        self.idle.borrow_mut().clear();
     }
 
     /// A thread whose arguments are to come: the function to run, and its own.
@@ -50,12 +54,21 @@ impl Threads {
     }
 
     /// Takes back a thread whose function has returned.
-    pub fn give_back(&self, thread: Thread) {
-        // SAFETY: the thread is alive, for it is held here.
-        let is_known = !unsafe { lua_getthreaddata(thread.state()) }.is_null();
+    pub fn give_back(&self, lua: &Lua, thread: Thread) {
         let mut idle = self.idle.borrow_mut();
-        if !is_known && idle.len() < MAX_IDLE && thread.reset(self.run_first.clone()).is_ok() {
-            idle.push(thread);
+        // SAFETY: the thread is alive, for it is held here, and has come to its end: its stack is free.
+        unsafe {
+            let is_known = !lua_getthreaddata(thread.state()).is_null();
+            if is_known || idle.len() >= MAX_IDLE {
+                return;
+            }
+            lua_settop(thread.state(), 0);
+            let given = lua.exec_raw_lua(|raw| {
+                (&self.run_first).push_into_stack(raw).map(|()| lua_xmove(raw.state(), thread.state(), 1))
+            });
+            if given.is_ok() {
+                idle.push(thread);
+            }
         }
     }
 

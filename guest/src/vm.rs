@@ -3,13 +3,13 @@
 //! A VM serves one start, of the number [`ALONE`], or many at once, each with a number of its own.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use mlua::thread::AsyncThread;
-use mlua::{Function, IntoLuaMulti, Lua, LuaString, MultiValue, Table, Thread, Value};
+use mlua::{FromLuaMulti, Function, IntoLuaMulti, Lua, MultiValue, Table, Thread, Value};
 use neoc_abi::event::{
-    ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, SPARE_BYTES, ScriptError, Start, Terms,
+    ALONE, Bundle, Event, Finish, Limits, Mode, Module, Request, Response, SPARE_BYTES, ScriptError, Start, Terms,
 };
 use neoc_abi::log::Level;
 use neoc_abi::wire;
@@ -17,6 +17,7 @@ use neoc_abi::workers::Work;
 use serde_bytes::Bytes;
 
 use crate::failure::Failure;
+use crate::request::Returned;
 use crate::scheduler::{Ownership, cancel, wait};
 use crate::threads::Threads;
 use crate::{
@@ -51,11 +52,10 @@ struct Every {
     seed: Function,
     /// The Luau side's lists of failed tasks, by request. Nearly always empty, and then there is nothing to ask for.
     failed: Table,
-    /// Held, and never read.
-    _names: Vec<LuaString>,
+    parts: request::Parts,
 }
 
-type Ends = Rc<RefCell<Vec<(u32, Finish)>>>;
+type Ends = Rc<RefCell<VecDeque<(u32, Finish)>>>;
 
 /// What a start is for.
 #[derive(Clone, Copy)]
@@ -87,12 +87,14 @@ impl Vm {
         let (entry, ends, outlived) = (Entry::Absent, Ends::default(), BTreeSet::new());
         let mut vm = Self { lua, prelude, every, threads, entry, ends, outlived, used: false, interrupt };
         vm.rehearse().map_err(|error| mlua::Error::runtime(error.message))?;
+        vm.threads.forget();
         vm.lua.gc_collect()?;
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
         seal::seal(&vm.lua)?;
         // Behind all else, for every request changes them.
-        vm.ends = Ends::default();
+        vm.ends = Rc::new(RefCell::new(VecDeque::with_capacity(1)));
+        vm.threads = Rc::new(Threads::new(&vm.prelude)?);
         vm.threads.prepare(&vm.lua)?;
         Ok(vm)
     }
@@ -234,37 +236,36 @@ impl Vm {
     fn start_event(&mut self, start: Start<'_>) -> Result<(), String> {
         let Start { event, terms: Terms { request, random_seed, limits } } = start;
         limits::set(limits);
-        let kind = match event {
-            Event::Request(_) => Kind::Request,
-            Event::Run(_) => Kind::Run,
-            Event::Work(_) => Kind::Work,
-        };
         let described = |error| failure::describe_error(&error);
         let thread = self.threads.take(&self.lua).map_err(described)?;
-        let body = match (event, &self.entry) {
+        // Once: tasks of other requests may be in the midst of using both.
+        if !std::mem::replace(&mut self.used, true) || request == ALONE {
+            self.thaw(random_seed).map_err(described)?;
+        }
+        match (event, &self.entry) {
             (Event::Request(inbound), Entry::Handler(handler)) => {
                 let body = thread.clone().into_async(handler).map_err(described)?;
-                request::give(&self.lua, &thread, &inbound).map_err(described)?;
-                body
+                request::give(&self.lua, &thread, &self.every.parts, &inbound).map_err(described)?;
+                self.begin(request, thread, body, |lua, returned| match returned {
+                    Returned::Text(text) => Ok(Finish::Response(Response::text(text))),
+                    Returned::Value(ok, value) => Kind::Request.end(lua, ok, &value),
+                });
             }
             (Event::Run(arguments), Entry::Script(script)) => {
                 let strings = arguments.iter().map(|text| self.lua.create_string(text).map(Value::String));
                 let mut values: MultiValue = strings.collect::<Result<_, _>>().map_err(described)?;
                 values.push_front(Value::Function(script.clone()));
-                thread.clone().into_async(values).map_err(described)?
+                let body = thread.clone().into_async(values).map_err(described)?;
+                self.begin(request, thread, body, |lua, (ok, value)| Kind::Run.end(lua, ok, &value));
             }
             (Event::Work(work), Entry::Handler(_) | Entry::Script(_)) => {
                 let values = self.work(work).map_err(|failure| failure.into_operation_error().message)?;
-                thread.clone().into_async(values).map_err(described)?
+                let body = thread.clone().into_async(values).map_err(described)?;
+                self.begin(request, thread, body, |lua, (ok, value)| Kind::Work.end(lua, ok, &value));
             }
             (Event::Request(_), _) => return Err("no handler is loaded".to_owned()),
             (Event::Run(_) | Event::Work(_), _) => return Err("no script is loaded".to_owned()),
-        };
-        // Once: tasks of other requests may be in the midst of using both.
-        if !std::mem::replace(&mut self.used, true) || request == ALONE {
-            self.thaw(random_seed).map_err(|error| failure::describe_error(&error))?;
         }
-        self.begin(request, thread, body, kind);
         Ok(())
     }
 
@@ -283,26 +284,31 @@ impl Vm {
         self.every.seed.call(((seed ^ (seed >> 32)) as u32).cast_signed())
     }
 
-    /// Makes the first task, of a thread and what it does.
-    fn begin(&self, request: u32, thread: Thread, body: AsyncThread<(bool, Value)>, kind: Kind) {
+    /// Makes the first task, of a thread, what it does, and what its end means.
+    fn begin<R: FromLuaMulti + 'static>(
+        &self,
+        request: u32,
+        thread: Thread,
+        body: AsyncThread<R>,
+        end: fn(&Lua, R) -> Result<Finish, Finish>,
+    ) {
         let (lua, threads, ends) = (self.lua.clone(), self.threads.clone(), self.ends.clone());
         let first = move |id| async move {
-            let ended = scheduler::run_first(&lua, id, body).await;
-            if matches!(ended, Ok(Some(_))) {
-                threads.give_back(thread);
-            }
-            let end = match ended {
-                Ok(Some((true, value))) => kind.success(&lua, &value),
-                Ok(Some((false, failure))) => Err(kind.failure(&lua, &failure)),
-                Ok(None) => Err(Finish::Failed(failure::from_message("the script was cancelled"))),
-                Err(error) => Err(Finish::Failed(failure::from_message(failure::describe_error(&error)))),
+            let failed = |message: String| Err(Finish::Failed(failure::from_message(message)));
+            let end = match scheduler::run_first(&lua, id, body).await {
+                Ok(Some(returned)) => {
+                    threads.give_back(&lua, thread);
+                    end(&lua, returned)
+                }
+                Ok(None) => failed("the script was cancelled".to_owned()),
+                Err(error) => failed(failure::describe_error(&error)),
             };
             // A failed handler ends the request; a successful one lets its tasks come to their ends.
             if end.is_err() {
                 cancel::cancel_where(request, |ownership| ownership != Ownership::Detached);
             }
             scheduler::others_ended(request).await;
-            ends.borrow_mut().push((request, end.unwrap_or_else(|failure| failure)));
+            ends.borrow_mut().push_back((request, end.unwrap_or_else(|failure| failure)));
         };
         // A host that gives a number twice ends the request that had it.
         scheduler::close(request);
@@ -344,7 +350,7 @@ impl Vm {
     /// Hands over the ends that are there. Whether tasks of any of these requests go on.
     fn finish(&mut self) -> bool {
         let mut any_goes_on = false;
-        for (request, finish) in self.ends.take() {
+        while let Some((request, finish)) = self.next_end() {
             self.log_unawaited(request);
             let n_left = scheduler::n_alive_of(request);
             host::finish(request, n_left, &finish);
@@ -357,9 +363,13 @@ impl Vm {
         any_goes_on
     }
 
+    fn next_end(&self) -> Option<(u32, Finish)> {
+        self.ends.borrow_mut().pop_front()
+    }
+
     /// Forgets the requests whose tasks have all ended.
     fn close_ended(&mut self) {
-        for request in scheduler::take_ended() {
+        while let Some(request) = scheduler::next_ended() {
             self.close(request);
         }
     }
@@ -420,12 +430,17 @@ impl Every {
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
             failed: prelude.raw_get("failed")?,
-            _names: request::names(lua)?,
+            parts: request::Parts::new(lua)?,
         })
     }
 }
 
 impl Kind {
+    /// The end of a first task that returned `value`, or failed with it.
+    fn end(self, lua: &Lua, ok: bool, value: &Value) -> Result<Finish, Finish> {
+        if ok { self.success(lua, value) } else { Err(self.failure(lua, value)) }
+    }
+
     /// The end of a first task that returned `value`.
     fn success(self, lua: &Lua, value: &Value) -> Result<Finish, Finish> {
         match self {

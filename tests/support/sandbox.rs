@@ -11,7 +11,9 @@ use neoc::{
     broker::Broker,
     capability::{Capabilities, module::Folder},
     policy::{Preemption, Tenant},
-    runtime::{CpuBudget, Effects, Ended, Failure, Job, LoadError, Runtime, Settings, Share, SharedImage, Source},
+    runtime::{
+        CpuBudget, Effects, Ended, Failure, Job, Line, LoadError, Runtime, Settings, Share, SharedImage, Source,
+    },
     script_log::ScriptLog,
 };
 use neoc_abi::event::{Event, Mode, Module};
@@ -57,7 +59,7 @@ impl Sandbox {
         let caller = self.broker.caller(&self.tenant, "request".into()).unwrap();
         let io = self.io.handle().clone();
         let (broker, capabilities) = (Arc::clone(&self.broker), Arc::clone(&self.capabilities));
-        let effects = Effects::new(broker, capabilities, caller, no_modules(), io);
+        let effects = Effects::new(&Line::new(broker, capabilities, no_modules(), io), caller);
         let job = Job {
             share: share(),
             image: Arc::clone(image),

@@ -145,11 +145,20 @@ impl Written {
 pub struct Response {
     /// 100 to 599.
     pub status: u16,
+    /// Whether the handler returned a text alone. The host says what kind of content that is.
+    pub is_text: bool,
     /// Names and values as the script gave them; the host checks them.
     pub headers: Vec<(String, ByteBuf)>,
     /// The body.
     #[serde(with = "serde_bytes")]
     pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The answer that a text is.
+    pub fn text(body: Vec<u8>) -> Self {
+        Self { status: 200, is_text: true, headers: Vec::new(), body }
+    }
 }
 
 /// How a start ended.

@@ -16,7 +16,7 @@ pub(super) struct Tasks {
     /// The requests that have tasks, by number: the starts of this VM.
     pub(super) requests: BTreeMap<u32, Request>,
     /// Those of them whose last task has ended.
-    pub(super) ended: Vec<u32>,
+    pub(super) ended: VecDeque<u32>,
     /// The number of the next task.
     next_id: u32,
     /// The task whose Luau code runs now.
@@ -142,7 +142,7 @@ impl Tasks {
         if let Some(request) = self.requests.get_mut(&task.request) {
             request.count(id, task.ownership, false);
             if request.n_alive() == 0 {
-                self.ended.push(task.request);
+                self.ended.push_back(task.request);
             }
         }
         Some(task)

@@ -180,7 +180,7 @@ pub async fn wait_for_owner(api: &str, line: u32, owner: u32) -> Result<(), Oper
 /// Wakes those that have waited for a task's end.
 pub(super) fn announce_end(id: u32, failed: bool) {
     let woken: Vec<_> = TASKS.with_borrow_mut(|tasks| {
-        let tickets = tasks.waits.for_end.remove(&id).unwrap_or_default();
+        let Some(tickets) = tasks.waits.for_end.remove(&id) else { return Vec::new() };
         tickets.into_iter().map(|ticket| tasks.waits.count_end(ticket, id, failed)).collect()
     });
     woken.into_iter().flatten().for_each(Waker::wake);

@@ -22,20 +22,22 @@ fn respond(source: &str, request: Request<'_>) -> Finish {
 
 fn check_response(source: &str, status: u16, headers: &[(&str, &str)], body: &str) {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), ByteBuf::from(value.as_bytes()))).collect();
-    let expected = Response { status, headers, body: body.into() };
+    let expected = Response { status, is_text: false, headers, body: body.into() };
     assert_eq!(respond(source, request()), Finish::Response(expected), "{source}");
+}
+
+fn check_text(source: &str, text: &str) {
+    assert_eq!(respond(source, request()), Finish::Response(Response::text(text.into())), "{source}");
 }
 
 fn check_failure(source: &str, message: &str) {
     assert_eq!(respond(source, request()), Finish::Failed(from_message(message)), "{source}");
 }
 
-const TEXT: (&str, &str) = ("content-type", "text/plain; charset=utf-8");
-
 #[test]
 fn a_handler_is_a_function_or_a_table_with_one_under_http() {
-    check_response("return function(request) return request.method .. request.path end", 200, &[TEXT], "GET/a");
-    check_response("return { http = function() return 'x' end }", 200, &[TEXT], "x");
+    check_text("return function(request) return request.method .. request.path end", "GET/a");
+    check_text("return { http = function() return 'x' end }", "x");
     for source in [
         "",
         "return 1",

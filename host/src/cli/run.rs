@@ -12,7 +12,7 @@ use crate::{
     capability::{Capabilities, module::Folder},
     policy::{Host, Tenant},
     request_id,
-    runtime::{CpuBudget, Effects, GUEST, Job, LoadError, Runtime, Settings, Share, Source},
+    runtime::{CpuBudget, Effects, GUEST, Job, Line, LoadError, Runtime, Settings, Share, Source},
     script_log::ScriptLog,
     tenant::chunk_name,
 };
@@ -109,7 +109,7 @@ async fn run(
     };
     let caller = broker.caller(tenant, request_id::fresh()).ok_or("the tenant has no account")?;
     let io = tokio::runtime::Handle::current();
-    let effects = Effects::new(Arc::clone(broker), Arc::clone(capabilities), caller, modules, io);
+    let line = Line::new(Arc::clone(broker), Arc::clone(capabilities), modules, io);
     let job = Job {
         share,
         image,
@@ -119,7 +119,7 @@ async fn run(
         cpu: CpuBudget::new(tenant.limits.cpu),
         wall: tenant.limits.wall,
         log: ScriptLog::terminal(tenant.allow.log),
-        effects,
+        effects: Effects::new(&line, caller),
         detach: tenant.usable_detach(),
     };
     let ended = runtime.run(job).await?;

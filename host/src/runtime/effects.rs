@@ -16,7 +16,7 @@ use crate::{
 
 /// What one request, or one worker of it, does its effects with.
 pub struct Effects {
-    pub(super) line: Line,
+    pub(super) line: Arc<Line>,
     pub(super) caller: Arc<Caller>,
     /// Starts workers. Absent in a worker, and without a grant.
     launcher: Option<Launcher>,
@@ -24,8 +24,7 @@ pub struct Effects {
     held: Option<Held>,
 }
 
-/// What all VMs of a request do their effects with.
-#[derive(Clone)]
+/// What all requests of a tenant do their effects with, under one policy.
 pub struct Line {
     pub(super) broker: Arc<Broker>,
     pub(super) capabilities: Arc<Capabilities>,
@@ -40,9 +39,19 @@ pub type Held = (Place, OwnedSemaphorePermit);
 // === impl Line ===
 
 impl Line {
+    /// A line to `broker`, for the requests of a script whose own modules are `modules`.
+    pub fn new(
+        broker: Arc<Broker>,
+        capabilities: Arc<Capabilities>,
+        modules: Arc<Folder>,
+        io: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self { broker, capabilities, modules, io })
+    }
+
     /// The effects of a worker.
-    pub fn worker(&self, caller: Arc<Caller>, held: Held) -> Effects {
-        Effects { held: Some(held), ..Effects::on(self.clone(), caller) }
+    pub fn worker(self: &Arc<Self>, caller: Arc<Caller>, held: Held) -> Effects {
+        Effects { held: Some(held), ..Effects::new(self, caller) }
     }
 }
 
@@ -57,27 +66,17 @@ impl Effects {
         let capabilities = Arc::new(Capabilities::none(Arc::clone(&broker)));
         let caller = broker.caller(&tenant, "request".into()).expect("an account");
         let modules = Arc::new(Folder::of_script(std::path::Path::new("absent/a.luau"), None));
-        Self::new(broker, capabilities, caller, modules, io)
+        Self::new(&Line::new(broker, capabilities, modules, io), caller)
     }
 
-    /// A line for `caller`, whose script's own modules are `modules`.
-    pub fn new(
-        broker: Arc<Broker>,
-        capabilities: Arc<Capabilities>,
-        caller: Arc<Caller>,
-        modules: Arc<Folder>,
-        io: tokio::runtime::Handle,
-    ) -> Self {
-        Self::on(Line { broker, capabilities, modules, io }, caller)
-    }
-
-    fn on(line: Line, caller: Arc<Caller>) -> Self {
-        Self { line, caller, launcher: None, held: None }
+    /// The effects of `caller`.
+    pub fn new(line: &Arc<Line>, caller: Arc<Caller>) -> Self {
+        Self { line: Arc::clone(line), caller, launcher: None, held: None }
     }
 
     /// What workers do their effects with.
-    pub(super) fn line(&self) -> Line {
-        self.line.clone()
+    pub(super) fn line(&self) -> Arc<Line> {
+        Arc::clone(&self.line)
     }
 
     /// What the guest is to keep to.

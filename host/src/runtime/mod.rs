@@ -69,10 +69,10 @@ use neoc_abi::{
     Completion,
     event::{ALONE, Finish, Terms, Written},
 };
-use tokio::sync::{RwLock, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore, oneshot};
 use wasmtime::Linker;
 
-pub use effects::Effects;
+pub use effects::{Effects, Line};
 pub use engine::MAX_MEMORY_BYTES;
 pub use failure::Failure;
 pub use fair_queue::Share;
@@ -314,8 +314,7 @@ impl Runtime {
         may_be_direct: bool,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Failure> {
-        let slot = tokio::time::timeout(SLOT_WAIT, Arc::clone(&self.slots).acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else { return Err(Failure::Capacity) };
+        let slot = wait_for_place(&self.slots).await.ok_or(Failure::Capacity)?;
         // The slot goes with the work: when this future is dropped, a worker still has to drop the VM.
         let work = async move {
             let result = work.await;
@@ -442,6 +441,15 @@ fn examine(guest: &Guest, preempt: &Preempt) -> wasmtime::Result<Interrupt> {
     let state =
         State::new(MAX_MEMORY_BYTES, CpuMeter::new(CpuBudget::new(LOAD_CPU)), ScriptLog::discard(), Reach::Nothing);
     runtime.block_on(async { Vm::instantiate(guest, preempt, state).await?.interrupt().await })
+}
+
+/// Takes a place, in the order of those who wait, for at most [`SLOT_WAIT`].
+async fn wait_for_place(places: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    // A place that is free is so because nobody waits for one, and then a timer would be for nothing.
+    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        return Some(place);
+    }
+    tokio::time::timeout(SLOT_WAIT, Arc::clone(places).acquire_owned()).await.ok()?.ok()
 }
 
 /// A seed that no script can foresee. The generator is the thread's own, seeded by the system: a call

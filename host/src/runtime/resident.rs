@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use self::house::serve;
-use super::{Ended, Failure, Job, Runtime, SLOT_WAIT, Share, SharedImage, memory::Witnessed};
+use super::{Ended, Failure, Job, Runtime, Share, SharedImage, memory::Witnessed, wait_for_place};
 
 /// Requests that one VM has at once. They share its memory: at the most that a policy can give, 256 KiB for each.
 const MAX_AT_ONCE: u32 = 256;
@@ -132,8 +132,7 @@ pub async fn run(runtime: &Arc<Runtime>, resident: &Arc<Resident>, job: Box<Job>
     let detach = job.detach.clone().map(|grant| (grant, job.log.clone()));
     let deadline = Instant::now() + wall;
     let visit = async {
-        let place = tokio::time::timeout(SLOT_WAIT, Arc::clone(&resident.places).acquire_owned()).await;
-        let Ok(Ok(place)) = place else { return Err(Failure::Crowded(MAX_AT_ONCE)) };
+        let place = wait_for_place(&resident.places).await.ok_or(Failure::Crowded(MAX_AT_ONCE))?;
         // 0 is the number of who has a VM alone.
         let number = resident.last.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
         let (end, mut ended) = oneshot::channel();

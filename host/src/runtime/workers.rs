@@ -34,7 +34,7 @@ struct Request {
     /// The request's own, or that of its detached tasks if they have more.
     wall: Duration,
     log: ScriptLog,
-    line: Line,
+    line: Arc<Line>,
 }
 
 /// What starts the workers of a job.

@@ -10,7 +10,7 @@ use crate::{
     broker::Broker,
     capability::{Capabilities, OpenError, connect::own_addresses},
     policy::{self, Changes, Host, Machine, Policy},
-    runtime::Runtime,
+    runtime::{Line, Runtime},
     tenant::{ScriptProblem, Tenant},
 };
 
@@ -18,14 +18,22 @@ use crate::{
 pub struct Generation {
     /// What may be done.
     pub policy: Policy,
-    /// Every tenant of the policy, with its script.
-    pub tenants: HashMap<String, Arc<Tenant>>,
+    /// Every tenant of the policy.
+    pub tenants: HashMap<String, Arc<Served>>,
     /// The door to every effect.
     pub broker: Arc<Broker>,
     /// What the effects work with.
     pub capabilities: Arc<Capabilities>,
     /// Counted from 1, at the start of the host.
     pub number: u64,
+}
+
+/// A tenant of a generation's.
+pub struct Served {
+    /// Its script and its meters.
+    pub tenant: Arc<Tenant>,
+    /// What its requests do their effects with.
+    pub line: Arc<Line>,
 }
 
 /// Why a policy cannot be served.
@@ -73,7 +81,7 @@ impl Generation {
             let loaded = Tenant::load(Arc::clone(tenant), &policy.host.data_dir, runtime).await;
             scripts.add(loaded);
         }
-        let tenants = scripts.finish()?;
+        let tenants = scripts.finish(&broker, &capabilities)?;
         Ok(Self { policy, tenants, broker, capabilities, number: 1 })
     }
 
@@ -101,16 +109,18 @@ impl Generation {
             let data_dir = &policy.host.data_dir;
             let loaded = match self.tenants.get(&tenant.name) {
                 None => Tenant::load(Arc::clone(tenant), data_dir, runtime).await,
-                Some(before) => before.successor(Arc::clone(tenant), data_dir, runtime).await.map(|(loaded, again)| {
-                    reloaded.extend(again.then(|| tenant.name.clone()));
-                    loaded
-                }),
+                Some(before) => {
+                    before.tenant.successor(Arc::clone(tenant), data_dir, runtime).await.map(|(loaded, again)| {
+                        reloaded.extend(again.then(|| tenant.name.clone()));
+                        loaded
+                    })
+                }
             };
             scripts.add(loaded);
         }
-        let tenants = scripts.finish()?;
-        let reloaded = Reloaded { changes: Changes::between(&self.policy, &policy), scripts: reloaded };
         let (capabilities, number) = (Arc::new(capabilities), self.number + 1);
+        let tenants = scripts.finish(&broker, &capabilities)?;
+        let reloaded = Reloaded { changes: Changes::between(&self.policy, &policy), scripts: reloaded };
         Ok((Self { policy, tenants, broker, capabilities, number }, reloaded))
     }
 }
@@ -118,20 +128,33 @@ impl Generation {
 /// Scripts on their way: those that loaded, or else all that did not.
 #[derive(Default)]
 struct Scripts {
-    loaded: HashMap<String, Arc<Tenant>>,
+    loaded: Vec<Tenant>,
     problems: Vec<ScriptProblem>,
 }
 
 impl Scripts {
     fn add(&mut self, loaded: Result<Tenant, ScriptProblem>) {
         match loaded {
-            Ok(tenant) => drop(self.loaded.insert(tenant.name.as_ref().to_owned(), Arc::new(tenant))),
+            Ok(tenant) => self.loaded.push(tenant),
             Err(problem) => self.problems.push(problem),
         }
     }
 
-    fn finish(self) -> Result<HashMap<String, Arc<Tenant>>, LoadError> {
-        if self.problems.is_empty() { Ok(self.loaded) } else { Err(LoadError::Scripts(self.problems)) }
+    fn finish(
+        self,
+        broker: &Arc<Broker>,
+        capabilities: &Arc<Capabilities>,
+    ) -> Result<HashMap<String, Arc<Served>>, LoadError> {
+        if !self.problems.is_empty() {
+            return Err(LoadError::Scripts(self.problems));
+        }
+        let io = tokio::runtime::Handle::current();
+        let served = self.loaded.into_iter().map(|tenant| {
+            let modules = Arc::clone(&tenant.modules);
+            let line = Line::new(Arc::clone(broker), Arc::clone(capabilities), modules, io.clone());
+            (tenant.name.as_ref().to_owned(), Arc::new(Served { tenant: Arc::new(tenant), line }))
+        });
+        Ok(served.collect())
     }
 }
 

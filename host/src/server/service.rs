@@ -14,7 +14,7 @@ use neoc_abi::event::{self, Finish, Written};
 use serde_bytes::ByteBuf;
 
 use super::{
-    generation::{Generation, LoadError, Reloaded},
+    generation::{Generation, LoadError, Reloaded, Served},
     inbound::{self, BodyError},
 };
 use crate::{
@@ -28,6 +28,9 @@ use crate::{
 
 /// The name of a request, in our answers and our log.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a text is.
+const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// Which policy is in force.
 #[derive(Debug, Clone)]
@@ -46,7 +49,6 @@ pub struct Service {
     /// Held by whoever replaces the generation.
     reloading: tokio::sync::Mutex<()>,
     runtime: Arc<Runtime>,
-    io: tokio::runtime::Handle,
 }
 
 impl Service {
@@ -58,8 +60,7 @@ impl Service {
         let generation = Generation::first(policy, &runtime, listener).await?;
         warn_of_reported(&generation);
         let generation = ArcSwap::from_pointee(generation);
-        let io = tokio::runtime::Handle::current();
-        Ok(Self { generation, reloading: tokio::sync::Mutex::default(), runtime, io })
+        Ok(Self { generation, reloading: tokio::sync::Mutex::default(), runtime })
     }
 
     /// Puts another policy in force, whole or not at all: everything is opened and loaded beside what is there,
@@ -87,7 +88,7 @@ impl Service {
             .load()
             .tenants
             .values()
-            .filter_map(|tenant| tenant.resident.as_ref())
+            .filter_map(|served| served.tenant.resident.as_ref())
             .for_each(|vm| vm.retire());
         self.runtime.idle().await;
     }
@@ -105,7 +106,7 @@ impl Service {
         if audit.n_lost() > 0 {
             tracing::warn!(target: "neoc::audit", count = audit.n_lost(), "records that are not in the audit file");
         }
-        let count: u64 = generation.tenants.values().map(|tenant| tenant.log_quota.n_stalls()).sum();
+        let count: u64 = generation.tenants.values().map(|served| served.tenant.log_quota.n_stalls()).sum();
         if count > 0 {
             tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
@@ -132,14 +133,14 @@ impl Service {
         let admitted = admit(&generation, request, &id);
         async move {
             let received = match admitted {
-                Ok((tenant, Content::ToCome(request))) => {
-                    read(&generation, &tenant, request, &id).await.map(|event| (tenant, event))
+                Ok((served, Content::ToCome(request))) => {
+                    read(&generation, &served.tenant, request, &id).await.map(|event| (served, event))
                 }
-                Ok((tenant, Content::Here(event))) => Ok((tenant, event)),
+                Ok((served, Content::Here(event))) => Ok((served, event)),
                 Err(answer) => Err(answer),
             };
             let mut answer = match received {
-                Ok((tenant, event)) => service.run(&generation, &tenant, event, &id).await,
+                Ok((served, event)) => service.run(&generation, &served, event, &id).await,
                 Err(answer) => answer,
             };
             if let Ok(id) = HeaderValue::from_str(&id) {
@@ -149,15 +150,14 @@ impl Service {
         }
     }
 
-    async fn run(&self, generation: &Generation, tenant: &Arc<Tenant>, event: Written, id: &Arc<str>) -> Answer {
+    async fn run(&self, generation: &Generation, served: &Served, event: Written, id: &Arc<str>) -> Answer {
+        let Served { tenant, line } = served;
         let Some(caller) = generation.broker.caller(&tenant.policy, Arc::clone(id)) else {
             return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
         };
-        let (broker, capabilities) = (Arc::clone(&generation.broker), Arc::clone(&generation.capabilities));
-        let modules = Arc::clone(&tenant.modules);
-        let effects = Effects::new(broker, capabilities, caller, modules, self.io.clone());
         let limits = &tenant.policy.limits;
-        let begin = Instant::now();
+        // To read the clock costs as much as to allocate: only for whoever reads of it.
+        let began = tracing::enabled!(target: "neoc::request", tracing::Level::DEBUG).then(Instant::now);
         let job = Job {
             share: tenant.share.clone(),
             image: Arc::clone(&tenant.image),
@@ -167,7 +167,7 @@ impl Service {
             cpu: CpuBudget::new(limits.cpu),
             wall: limits.wall,
             log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
-            effects,
+            effects: Effects::new(line, caller),
             detach: tenant.policy.usable_detach(),
         };
         let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
@@ -176,9 +176,11 @@ impl Service {
                 if matches!(&ended.finish, Finish::Response(response) if is_too_large(&response.body, limits)) {
                     count_limit("response_body");
                 }
-                let (wall_ms, cpu_us) = (begin.elapsed().as_millis(), ended.cpu.as_micros());
-                let n_stalls = ended.n_stalls;
-                tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
+                if let Some(began) = began {
+                    let (wall_ms, cpu_us) = (began.elapsed().as_millis(), ended.cpu.as_micros());
+                    let n_stalls = ended.n_stalls;
+                    tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id, wall_ms, cpu_us, n_stalls, "done");
+                }
                 finished(ended.finish, tenant, id)
             }
             Err(failure) => {
@@ -203,9 +205,10 @@ enum Content {
 ///
 /// # Errors
 /// The answer to one that is for none, or over the tenant's rate.
-fn admit(generation: &Generation, request: Request<Incoming>, id: &str) -> Result<(Arc<Tenant>, Content), Answer> {
+fn admit(generation: &Generation, request: Request<Incoming>, id: &str) -> Result<(Arc<Served>, Content), Answer> {
     let (parts, body) = request.into_parts();
-    let tenant = route(generation, &parts).ok_or_else(|| plain(StatusCode::NOT_FOUND, "no such page", id))?;
+    let served = route(generation, &parts).ok_or_else(|| plain(StatusCode::NOT_FOUND, "no such page", id))?;
+    let tenant = &served.tenant;
     if let Err(over) = tenant.requests.try_take() {
         generation.broker.decisions().count_limit("request", "requests");
         tracing::debug!(target: "neoc::request", tenant = %tenant.name, request = %id,
@@ -221,7 +224,7 @@ fn admit(generation: &Generation, request: Request<Incoming>, id: &str) -> Resul
     } else {
         Content::ToCome(Box::new((parts, body)))
     };
-    Ok((Arc::clone(tenant), content))
+    Ok((Arc::clone(served), content))
 }
 
 /// Reads the rest of a request.
@@ -256,7 +259,7 @@ fn written(tenant: &Tenant, parts: &Parts, body: &[u8], id: &str) -> Result<Writ
 }
 
 /// The tenant that a request is for.
-fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Tenant>> {
+fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Served>> {
     // An absolute-form target names its host itself; it must not disagree with the header.
     let named = parts.uri.host();
     let mut hosts = parts.headers.get_all(header::HOST).iter();
@@ -322,12 +325,15 @@ fn failed(failure: &Failure, tenant: &Tenant, id: &str) -> Answer {
 
 /// Checks what the script answered. Framing is the host's: headers that decide it are refused.
 fn convert(response: event::Response) -> Result<Answer, String> {
-    let event::Response { status, headers, body } = response;
+    let event::Response { status, is_text, headers, body } = response;
     let status = StatusCode::from_u16(status).ok().filter(|status| !status.is_informational());
     let status = status.ok_or("its status is not one of 200 to 599")?;
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;
     *answer.headers_mut() = convert_headers(headers)?;
+    if is_text {
+        answer.headers_mut().insert(header::CONTENT_TYPE, PLAIN_TEXT);
+    }
     Ok(answer)
 }
 
@@ -340,8 +346,8 @@ fn convert_headers(headers: Vec<(String, ByteBuf)>) -> Result<HeaderMap, String>
         header::UPGRADE,
         REQUEST_ID,
     ];
-    // The request's name is to come.
-    let mut converted = HeaderMap::with_capacity(headers.len() + 1);
+    // The request's name is to come, and perhaps what the content is.
+    let mut converted = HeaderMap::with_capacity(headers.len() + 2);
     for (name, value) in headers {
         let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("not a header name: {name:?}"))?;
         if FRAMING.contains(&parsed) {
@@ -357,7 +363,7 @@ fn convert_headers(headers: Vec<(String, ByteBuf)>) -> Result<HeaderMap, String>
 fn plain(status: StatusCode, text: &str, id: &str) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(format!("{text} (request {id})\n"))));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, PLAIN_TEXT);
     answer
 }
 
@@ -376,7 +382,7 @@ mod tests {
     use super::*;
 
     fn response(status: u16, name: &str, value: &str) -> event::Response {
-        event::Response { status, headers: vec![(name.into(), ByteBuf::from(value))], body: vec![] }
+        event::Response { status, is_text: false, headers: vec![(name.into(), ByteBuf::from(value))], body: vec![] }
     }
 
     #[test]
@@ -390,6 +396,12 @@ mod tests {
     fn a_script_cannot_split_its_answer() {
         assert!(convert(response(200, "x", "a\r\nb: c")).is_err());
         assert!(convert(response(200, "x y", "a")).is_err());
+    }
+
+    #[test]
+    fn a_text_is_plain_text() {
+        let answer = convert(event::Response::text("a".into())).expect("an answer");
+        assert_eq!((answer.status(), &answer.headers()["content-type"]), (StatusCode::OK, &PLAIN_TEXT));
     }
 
     #[test]

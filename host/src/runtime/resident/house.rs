@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use neoc_abi::{
     Completion,
     event::{Finish, ScriptError, Terms},
@@ -111,6 +112,10 @@ impl House {
 
     /// Waits for the next one; after some time with the VM folded. None when nothing can come any more.
     async fn occasion(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Option<Occasion> {
+        // Where much is going on it is there, and needs no timer.
+        if let Some(occasion) = self.next_occasion(commands).now_or_never() {
+            return occasion;
+        }
         match tokio::time::timeout(FOLD_AFTER, self.next_occasion(commands)).await {
             Ok(occasion) => occasion,
             Err(_) => {
