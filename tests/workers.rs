@@ -364,7 +364,7 @@ fn two_workers_of_a_request_run_on_two_threads_at_once() {
     let module = "return function() print('meet') end";
     let sandbox = Sandbox::start(Preemption::Safepoint);
     let quota = Arc::new(Quota::new(&policy::Tenant::without_grants("test", "test.luau")));
-    let log = ScriptLog::tenant("test".into(), "request".into(), quota);
+    let log = ScriptLog::tenant("request".into(), quota);
     let job = Job { log, ..sandbox.job(MAP, module, &CpuBudget::new(Duration::from_secs(3600))) };
     let ended = sandbox.io.block_on(sandbox.runtime.run(job)).unwrap();
     assert!(matches!(ended.finish, Finish::Response(_)), "{:?}", ended.finish);

@@ -382,6 +382,10 @@ pub async fn others_ended(number: u32) {
         TASKS.with_borrow_mut(|tasks| tasks.requests.get_mut(&number).is_some_and(look))
     };
     poll_fn(|context| {
+        // Nearly always there are none.
+        if !with_request(&mut |request| request.any_awaited() || request.any_daemons()) {
+            return Poll::Ready(());
+        }
         let any_awaited = with_request(&mut |request| {
             request.idle = Some(context.waker().clone());
             request.any_awaited()
@@ -390,9 +394,7 @@ pub async fn others_ended(number: u32) {
             return Poll::Pending;
         }
         // Each time: the cleanups of daemons can start others, and so can detached tasks.
-        if with_request(&mut |request| request.any_daemons()) {
-            cancel::cancel_where(number, |ownership| ownership == Ownership::Daemon);
-        }
+        cancel::cancel_where(number, |ownership| ownership == Ownership::Daemon);
         if with_request(&mut |request| request.any_awaited() || request.any_daemons()) {
             return Poll::Pending;
         }
@@ -412,6 +414,31 @@ pub async fn run_first<T>(lua: &Lua, id: u32, body: impl Future<Output = mlua::R
     });
     wait::announce_end(id, succeeded != Some(true));
     ended.transpose()
+}
+
+/// Notes that a task of the current request has failed, which the Luau side keeps for the log.
+pub fn note_failure() {
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(number) = tasks.current_request()
+            && let Some(request) = tasks.requests.get_mut(&number)
+        {
+            request.any_failed = true;
+        }
+    });
+}
+
+/// Whether the Luau side keeps failures of a request.
+pub fn any_failed(number: u32) -> bool {
+    TASKS.with_borrow(|tasks| tasks.requests.get(&number).is_some_and(|request| request.any_failed))
+}
+
+/// Notes that the Luau side has given away what it kept of a request.
+pub fn forget_failures(number: u32) {
+    TASKS.with_borrow_mut(|tasks| {
+        if let Some(request) = tasks.requests.get_mut(&number) {
+            request.any_failed = false;
+        }
+    });
 }
 
 /// Notes that a task's function has returned.

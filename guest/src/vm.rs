@@ -50,8 +50,6 @@ struct Every {
     run_cleanups: Function,
     take_unawaited: Function,
     seed: Function,
-    /// The Luau side's lists of failed tasks, by request. Nearly always empty, and then there is nothing to ask for.
-    failed: Table,
     parts: request::Parts,
 }
 
@@ -408,10 +406,11 @@ impl Vm {
     }
 
     fn log_unawaited(&self, request: u32) {
-        if self.every.failed.is_empty() {
+        if !scheduler::any_failed(request) {
             return;
         }
         let Ok((failures, more)) = self.every.take_unawaited.call::<(Vec<Value>, u32)>(request) else { return };
+        scheduler::forget_failures(request);
         for value in &failures {
             let ScriptError { message, traceback } = failure::script_error(&self.lua, value);
             let text = format!("a task failed, and none awaited it: {message}\n{traceback}");
@@ -429,7 +428,6 @@ impl Every {
             run_cleanups: prelude.raw_get("run_cleanups")?,
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
-            failed: prelude.raw_get("failed")?,
             parts: request::Parts::new(lua)?,
         })
     }

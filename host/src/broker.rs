@@ -47,14 +47,19 @@ pub struct Broker {
     machine: Arc<Machine>,
 }
 
+/// Who is held to a policy: a tenant, what it has used, and where it runs.
+pub struct Principal {
+    tenant: Arc<Tenant>,
+    account: Arc<Account>,
+    machine: Arc<Machine>,
+}
+
 /// Who asks: one request of one tenant.
 #[derive(Clone)]
 pub struct Caller {
-    tenant: Arc<Tenant>,
-    account: Arc<Account>,
+    principal: Arc<Principal>,
     request: Arc<str>,
     counts: Arc<Counts>,
-    machine: Arc<Machine>,
     /// Whether it is a worker of the request that asks.
     is_worker: bool,
     /// From where in the script. Absent before the call, and where no function of a script is on the stack.
@@ -188,22 +193,15 @@ impl Broker {
         Self { accounts, audit, version: version.into(), machine: Arc::new(machine) }
     }
 
+    /// Who a tenant's requests are of. None when the tenant is not one of this broker's.
+    pub fn principal(&self, tenant: &Arc<Tenant>) -> Option<Arc<Principal>> {
+        let account = Arc::clone(self.accounts.get(&tenant.name)?);
+        Some(Arc::new(Principal { tenant: Arc::clone(tenant), account, machine: Arc::clone(&self.machine) }))
+    }
+
     /// The caller for one request. None when the tenant is not one of this broker's.
     pub fn caller(&self, tenant: &Arc<Tenant>, request: Arc<str>) -> Option<Arc<Caller>> {
-        let account = Arc::clone(self.accounts.get(&tenant.name)?);
-        let (tenant, counts) = (Arc::clone(tenant), Arc::new(Counts::new(tenant)));
-        let machine = Arc::clone(&self.machine);
-        Some(Arc::new(Caller {
-            tenant,
-            account,
-            request,
-            counts,
-            machine,
-            is_worker: false,
-            site: None,
-            scope: WHOLE_TENANT,
-            narrowing: None,
-        }))
+        self.principal(tenant).map(|principal| principal.caller(request))
     }
 
     /// Decides about one operation. Never waits.
@@ -213,7 +211,7 @@ impl Broker {
     pub fn authorize(&self, caller: &Caller, call: Call) -> Result<Permit, OperationError> {
         let Call { site, scope, narrowing, operation } = call;
         let subject = Subject::of(&operation);
-        let taken = caller.account.take_operation().map_err(Refused::OverLimit);
+        let taken = caller.principal.account.take_operation().map_err(Refused::OverLimit);
         let read = |written| narrowing::of_call(&operation, &written).map(Arc::new);
         let narrowing = taken.and_then(|()| narrowing.map(read).transpose());
         let (narrowing, refused) = match narrowing {
@@ -252,7 +250,7 @@ impl Broker {
         };
         let decision = Decision {
             policy: &self.version,
-            tenant: &caller.tenant.name,
+            tenant: &caller.principal.tenant.name,
             request: &caller.request,
             site: caller.site.as_ref().map(|site| site as &dyn std::fmt::Display),
             module: caller.module().ok().flatten().map(|module| module.path.as_str()),
@@ -263,15 +261,15 @@ impl Broker {
             rule: rule.map(|rule| rule as &dyn std::fmt::Display),
             verdict,
         };
-        self.audit.record(&decision, &caller.account.refusals);
+        self.audit.record(&decision, &caller.principal.account.refusals);
         decided.map(|(permit, _)| permit).map_err(Refused::into_error)
     }
 
     /// Counts and logs a limit that a permitted effect went over on its way, such as `ingress`.
     pub fn note_limit(&self, caller: &Caller, capability: &'static str, error: &OperationError) {
         let Some(limit) = error.limit.as_deref().and_then(Limits::key) else { return };
-        let who = (caller.tenant.name.as_str(), &*caller.request);
-        self.audit.record_limit(who, capability, limit, &error.message, &caller.account.refusals);
+        let who = (caller.principal.tenant.name.as_str(), &*caller.request);
+        self.audit.record_limit(who, capability, limit, &error.message, &caller.principal.account.refusals);
     }
 
     /// The machine that it runs on.
@@ -285,12 +283,29 @@ impl Broker {
     }
 }
 
+// === impl Principal ===
+
+impl Principal {
+    /// The caller for one request.
+    pub fn caller(self: &Arc<Self>, request: Arc<str>) -> Arc<Caller> {
+        Arc::new(Caller {
+            principal: Arc::clone(self),
+            request,
+            counts: Arc::new(Counts::new(&self.tenant)),
+            is_worker: false,
+            site: None,
+            scope: WHOLE_TENANT,
+            narrowing: None,
+        })
+    }
+}
+
 // === impl Caller ===
 
 impl Caller {
     /// The tenant's policy.
     pub fn tenant(&self) -> &Arc<Tenant> {
-        &self.tenant
+        &self.principal.tenant
     }
 
     /// The name of the request.
@@ -314,7 +329,7 @@ impl Caller {
     /// For a number that stands for none: no guest of ours sends one.
     fn module(&self) -> Result<Option<&Module>, Refused> {
         let Some(index) = self.scope.checked_sub(1) else { return Ok(None) };
-        let module = usize::try_from(index).ok().and_then(|index| self.tenant.modules.get(index));
+        let module = usize::try_from(index).ok().and_then(|index| self.principal.tenant.modules.get(index));
         module.map(Some).ok_or_else(|| Refused::Invalid(OperationError::invalid("a call of no module")))
     }
 
@@ -345,8 +360,8 @@ impl Caller {
     fn basis(&self, decided: Result<impl Into<Option<Place>>, Refusal>) -> Result<Basis, Refused> {
         match decided {
             Ok(rule) => Ok(Basis { rule: rule.into(), reported: None }),
-            Err(refusal) if self.tenant.mode == Mode::Report && refusal.is_open_to_rules() => {
-                Ok(Basis { rule: None, reported: Some(Box::new(refusal.with_fix(&self.tenant))) })
+            Err(refusal) if self.principal.tenant.mode == Mode::Report && refusal.is_open_to_rules() => {
+                Ok(Basis { rule: None, reported: Some(Box::new(refusal.with_fix(&self.principal.tenant))) })
             }
             Err(refusal) => Err(self.refuse(refusal)),
         }
@@ -362,6 +377,6 @@ impl Caller {
 
     /// A refusal with this tenant's name in its rule and its fix.
     fn refuse(&self, refusal: Refusal) -> Refused {
-        Refused::NotPermitted(refusal.with_fix(&self.tenant))
+        Refused::NotPermitted(refusal.with_fix(&self.principal.tenant))
     }
 }

@@ -32,11 +32,13 @@ pub struct ScriptLog(Sink);
 enum Sink {
     Discard,
     Terminal { grant: Grant, stalls: Arc<Mutex<HashSet<String>>> },
-    Tenant { tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota> },
+    Tenant { request: Arc<str>, quota: Arc<Quota> },
 }
 
 /// A tenant's share of the log.
 pub struct Quota {
+    /// The tenant's name.
+    tenant: String,
     grant: Grant,
     bytes: RateLimiter,
     /// Longest line; a longer one is cut.
@@ -51,6 +53,7 @@ impl Quota {
     /// The quota of a tenant, all unused.
     pub fn new(tenant: &Tenant) -> Self {
         Self {
+            tenant: tenant.name.clone(),
             grant: tenant.allow.log,
             bytes: RateLimiter::new(tenant.limits.log),
             line_bytes: usize::try_from(tenant.limits.log_line_bytes).unwrap_or(usize::MAX),
@@ -81,8 +84,8 @@ impl ScriptLog {
     }
 
     /// Lines go to the host's log, with the tenant and the request as fields, within the quota.
-    pub fn tenant(tenant: Arc<str>, request: Arc<str>, quota: Arc<Quota>) -> Self {
-        Self(Sink::Tenant { tenant, request, quota })
+    pub fn tenant(request: Arc<str>, quota: Arc<Quota>) -> Self {
+        Self(Sink::Tenant { request, quota })
     }
 
     /// Notes where a VM stood still, because it waited where Luau cannot yield. Each place is logged once.
@@ -123,7 +126,7 @@ impl ScriptLog {
         match &self.0 {
             Sink::Discard => {}
             Sink::Terminal { .. } => write_to_terminal(level, &text),
-            Sink::Tenant { tenant, request, quota } => {
+            Sink::Tenant { request, quota } => {
                 truncate_at_char(&mut text, quota.line_bytes);
                 // An empty line costs one byte, so that a flood of them is bounded too.
                 let bytes = u32::try_from(text.len()).unwrap_or(u32::MAX).max(1);
@@ -134,9 +137,9 @@ impl ScriptLog {
                 let text = visible(&text);
                 let lost_lines = quota.lost_lines.swap(0, Ordering::Relaxed);
                 if lost_lines > 0 {
-                    tracing::warn!(target: "neoc::script", %tenant, lost_lines, limit = "log", "lines over the tenant's limit were dropped");
+                    tracing::warn!(target: "neoc::script", tenant = quota.tenant, lost_lines, limit = "log", "lines over the tenant's limit were dropped");
                 }
-                write_to_log(tenant, request, level, &text);
+                write_to_log(&quota.tenant, request, level, &text);
             }
         }
     }

@@ -94,7 +94,7 @@ impl Tenant {
     ) -> Result<Survey, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
         let share = Share::new(Arc::clone(&name), policy.limits.weight);
-        let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::new(Quota::new(policy)));
+        let log = ScriptLog::tenant("load".into(), Arc::new(Quota::new(policy)));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
         let source = read(policy, modules, Mode::Check, &key)?;
@@ -159,7 +159,7 @@ impl Tenant {
     ) -> Result<Self, ScriptProblem> {
         let name: Arc<str> = policy.name.as_str().into();
         let share = Share::new(Arc::clone(&name), policy.limits.weight);
-        let log = ScriptLog::tenant(Arc::clone(&name), "load".into(), Arc::clone(&log_quota));
+        let log = ScriptLog::tenant("load".into(), Arc::clone(&log_quota));
         let key = format!("tenant.{name}.script");
         let modules = Arc::new(Folder::of_script(&policy.script, Some(data_dir)));
         let source = read(&policy, Arc::clone(&modules), Mode::Handler, &key)?;

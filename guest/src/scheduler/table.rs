@@ -50,6 +50,8 @@ pub(super) struct Request {
     pub(super) answered: bool,
     /// Whether the host has cancelled it.
     pub(super) cancelled: bool,
+    /// Whether the Luau side keeps a failure of a task of it.
+    pub(super) any_failed: bool,
     /// Tasks that were cancelled with all others, and had not begun.
     pub(super) cancelled_unbegun: BTreeSet<u32>,
 }
@@ -166,6 +168,7 @@ impl Request {
             detached: VecDeque::new(),
             answered: false,
             cancelled: false,
+            any_failed: false,
             cancelled_unbegun: BTreeSet::new(),
         }
     }

@@ -37,6 +37,7 @@ pub const MODULE: Module = Module {
         Function { name: "_state", body: Body::Local(|lua, arguments| state(lua, &arguments)) },
         Function { name: "_current", body: Body::Local(|_, _| Ok(from_number(scheduler::current()))) },
         Function { name: "_current_request", body: Body::Local(|_, _| Ok(from_number(scheduler::request()))) },
+        Function { name: "_note_failure", body: Body::Local(|_, _| note_failure()) },
         Function { name: "_new_line", body: Body::Local(|_, _| Ok(from_number(wait::new_line()))) },
         Function { name: "_is_empty", body: Body::Local(|_, arguments| is_empty(&arguments)) },
         Function { name: "_wake", body: Body::Local(|_, arguments| wake(&arguments)) },
@@ -101,6 +102,11 @@ fn succeed(arguments: &Arguments) -> Answer {
 /// Asks for leave to have a task that goes on after the answer.
 fn begin_detached() -> Answer {
     operation::perform_at_once("task.detach", AnyOperation::Detach(detach::Operation::Begin))?;
+    Ok(Value::Nil)
+}
+
+fn note_failure() -> Answer {
+    scheduler::note_failure();
     Ok(Value::Nil)
 }
 

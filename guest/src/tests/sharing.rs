@@ -294,3 +294,56 @@ fn what_requests_leave_behind_does_not_add_up() {
     start(&mut guest, 21, "/count");
     assert_eq!(ends(&mut guest), [end(21, "0")]);
 }
+
+#[test]
+fn a_thread_that_a_script_has_got_hold_of_is_no_other_requests() {
+    let mut guest = shared(
+        "local kept = {}
+        return function(r)
+            if r.path == '/keep' then
+                kept[coroutine.running()] = true
+                return 'kept'
+            end
+            if r.path == '/look' then
+                return kept[coroutine.running()] and 'the same' or 'another'
+            end
+            local thread = next(kept)
+            return coroutine.status(thread) .. ' ' .. tostring(coroutine.close(thread))
+        end",
+    );
+    for (number, path, answer) in [(1, "/keep", "kept"), (2, "/look", "another"), (3, "/", "dead true")] {
+        start(&mut guest, number, path);
+        assert_eq!(ends(&mut guest), [end(number, answer)], "{path}");
+    }
+}
+
+#[test]
+fn a_thread_begins_again_as_one_that_is_new() {
+    let mut guest = shared(
+        "local function deep(n) if n == 0 then return 0 end return 1 + deep(n - 1) end
+        local outer
+        return function(...)
+            local r = ...
+            if r.path == '/fail' then error('on purpose') end
+            if r.path == '/deep' then return tostring(deep(5000)) end
+            if r.path == '/wait' then task.wait(1) end
+            if r.path == '/close' then
+                local mine = 'of one request'
+                outer = function() return mine end
+                return 'closed over'
+            end
+            return select('#', ...) .. ' ' .. tostring(outer and outer())
+        end",
+    );
+    start(&mut guest, 1, "/fail");
+    assert_eq!(ends(&mut guest), [end(1, "main.luau:6: on purpose")]);
+    start(&mut guest, 2, "/deep");
+    start(&mut guest, 3, "/wait");
+    // Beside one that waits on its own thread.
+    start(&mut guest, 4, "/close");
+    start(&mut guest, 5, "/");
+    let timers = timers(&mut guest);
+    guest.complete(vec![waited(timers[0])]);
+    let all = [end(2, "5000"), end(4, "closed over"), end(5, "1 of one request"), end(3, "1 of one request")];
+    assert_eq!(ends(&mut guest), all);
+}

@@ -22,9 +22,9 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: &Operation) -> Decided<
         let message = "task.detach: a worker has no answer after which a task could go on";
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
-    let decided = detach::decide(caller.tenant.allow.detach.as_ref()).map(|grant| grant.place.clone());
+    let decided = detach::decide(caller.principal.tenant.allow.detach.as_ref()).map(|grant| grant.place.clone());
     let basis = caller.basis_of(decided, Asked::Detach)?;
-    let most = caller.tenant.usable_detach().map_or(0, |grant| grant.tasks.get());
+    let most = caller.principal.tenant.usable_detach().map_or(0, |grant| grant.tasks.get());
     if caller.counts.detached.fetch_add(1, Ordering::Relaxed) >= most {
         return Err(Refused::OverLimit(Exceeded::new(Owner::Request, "detached_tasks", most)));
     }

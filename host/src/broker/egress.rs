@@ -64,7 +64,7 @@ impl Destination {
     }
 
     fn new(caller: &Caller, endpoint: Endpoint) -> Self {
-        let (tenant, machine) = (Arc::clone(&caller.tenant), Arc::clone(&caller.machine));
+        let (tenant, machine) = (Arc::clone(&caller.principal.tenant), Arc::clone(&caller.principal.machine));
         Self { tenant, machine, endpoint, dialled: OnceLock::new() }
     }
 

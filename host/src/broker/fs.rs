@@ -37,8 +37,13 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
     let asked = Asked::Fs(operation.path(), operation.writes());
     caller.check_narrowing(asked)?;
     // In report mode too: there are no directories but the granted ones, and no quota for one granted for reading.
-    let located = fs::decide(&caller.tenant.allow.fs, &caller.tenant.deny.fs, operation.path(), operation.writes())
-        .map_err(|refusal| caller.refuse(refusal))?;
+    let located = fs::decide(
+        &caller.principal.tenant.allow.fs,
+        &caller.principal.tenant.deny.fs,
+        operation.path(),
+        operation.writes(),
+    )
+    .map_err(|refusal| caller.refuse(refusal))?;
     caller.check_module(asked)?;
     let basis = Basis { rule: Some(located.grant.place.clone()), reported: None };
     let (grant_index, relative) = (located.grant_index, located.relative);

@@ -108,7 +108,7 @@ impl Permit {
 
     /// The tenant's slots for outbound connections.
     pub fn connections(&self) -> Connections {
-        self.caller.account.connections()
+        self.caller.principal.account.connections()
     }
 
     /// Where the bytes that it sends and receives are counted.
@@ -118,7 +118,7 @@ impl Permit {
 
     /// Longest body of its response, when it is unpacked, in bytes.
     pub fn response_body_bytes(&self) -> u64 {
-        self.caller.tenant.limits.response_body_bytes
+        self.caller.principal.tenant.limits.response_body_bytes
     }
 }
 
@@ -178,10 +178,10 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
 
 /// The decision that a first request and a redirect share.
 fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
-    let rules = &caller.tenant.allow.http;
-    let (matched, decided) = match policy::decide(rules, &caller.machine, request.method.as_str(), &url) {
+    let rules = &caller.principal.tenant.allow.http;
+    let (matched, decided) = match policy::decide(rules, &caller.principal.machine, request.method.as_str(), &url) {
         Ok(matched) => {
-            let place = policy::place(rules, &caller.machine, &matched, &url);
+            let place = policy::place(rules, &caller.principal.machine, &matched, &url);
             (matched, Ok(place))
         }
         Err(refusal) => (policy::HttpMatch::none(), Err(refusal)),
@@ -197,7 +197,7 @@ fn decide(caller: &Arc<Caller>, request: Request, url: Url) -> Decided<Permit> {
 /// Whether each secret may go there. No report mode lets one go elsewhere.
 fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Refused> {
     for name in request.secrets() {
-        secret::decide(&caller.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
+        secret::decide(&caller.principal.tenant.secrets, name, url).map_err(|refusal| caller.refuse(refusal))?;
         caller.check_module(Asked::Secret(name, url))?;
     }
     Ok(())
@@ -205,7 +205,7 @@ fn check_secrets(caller: &Caller, request: &Request, url: &Url) -> Result<(), Re
 
 fn check_body(caller: &Caller, request: &Request) -> Result<(), Refused> {
     let bytes = request.body.as_ref().map_or(0, bytes::Bytes::len);
-    let most = caller.tenant.limits.request_body_bytes;
+    let most = caller.principal.tenant.limits.request_body_bytes;
     if u64::try_from(bytes).is_ok_and(|bytes| bytes <= most) {
         return Ok(());
     }
@@ -248,7 +248,7 @@ impl Broker {
         if url.as_ref().is_ok_and(|url| url.origin() != from.url.origin()) {
             request.drop_credentials();
         }
-        let taken = caller.account.take_operation().map_err(Refused::OverLimit);
+        let taken = caller.principal.account.take_operation().map_err(Refused::OverLimit);
         let decided = taken.and(url).and_then(|url| decide(caller, request, url));
         let permit = self.audit(caller, &subject, decided)?;
         self.record_secrets(&permit);
@@ -259,7 +259,7 @@ impl Broker {
     pub(super) fn record_secrets(&self, permit: &Permit) {
         let Permit { caller, url, request, .. } = permit;
         for name in request.secrets() {
-            let rule = caller.tenant.secrets.get(name).map(|secret| secret.place.clone());
+            let rule = caller.principal.tenant.secrets.get(name).map(|secret| secret.place.clone());
             // Each was decided on with the request.
             let _ = self.audit(caller, &Subject::secret(name, url), Ok(((), Basis { rule, reported: None })));
         }
@@ -286,8 +286,8 @@ impl Broker {
 
 fn judge_address(permit: &Permit, address: IpAddr) -> Decided<()> {
     let Permit { caller, rules: matched, url, request } = permit;
-    let rules = &caller.tenant.allow.http;
-    let machine = &caller.machine;
+    let rules = &caller.principal.tenant.allow.http;
+    let machine = &caller.principal.machine;
     let decided = policy::check_address(rules, machine, matched, request.method.as_str(), url, address);
     let basis = caller.basis(decided.map(|()| policy::place_at(rules, machine, matched, url, &[address])))?;
     Ok(((), basis))

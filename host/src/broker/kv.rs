@@ -30,7 +30,7 @@ impl Permit {
 pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<Permit> {
     let key = String::from_utf8_lossy(operation.key());
     let basis = caller.basis_of(
-        kv::decide(caller.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()),
+        kv::decide(caller.principal.tenant.allow.kv.as_ref(), &key).map(|grant| grant.place.clone()),
         Asked::Kv(operation.key()),
     )?;
     check_sizes(caller, &operation)?;
@@ -43,7 +43,7 @@ fn check_sizes(caller: &Caller, operation: &Operation) -> Result<(), Refused> {
         let message = format!("kv: a key has 1 to {MAX_KEY_BYTES} bytes, got {key_bytes}");
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
-    let most = caller.tenant.limits.kv_value_bytes;
+    let most = caller.principal.tenant.limits.kv_value_bytes;
     match operation {
         Operation::Set { value, .. } if u64::try_from(value.len()).map_or(true, |bytes| bytes > most) => {
             let exceeded = Exceeded::new(Owner::Tenant, "kv_value", shown_bytes(most));

@@ -135,16 +135,16 @@ fn open(caller: &Arc<Caller>, kind: Kind, target: &str, timeout_ms: Option<u64>)
         let message = "net.connect takes tcp:// and tls://, and net.udp takes udp://";
         return Err(Refused::Invalid(OperationError::invalid(message)));
     }
-    let Tenant { allow, deny, .. } = &*caller.tenant;
-    let (rules, decided) = match policy::decide(&allow.net, &deny.net, &caller.machine, &target) {
+    let Tenant { allow, deny, .. } = &*caller.principal.tenant;
+    let (rules, decided) = match policy::decide(&allow.net, &deny.net, &caller.principal.machine, &target) {
         Ok(matched) => {
-            let place = policy::place(&allow.net, &caller.machine, &matched, &target, &[]);
+            let place = policy::place(&allow.net, &caller.principal.machine, &matched, &target, &[]);
             (matched, Ok(place))
         }
         Err(refusal) => (policy::NetMatch::none(), Err(refusal)),
     };
     let basis = caller.basis_of(decided, Asked::Net(&target))?;
-    let connection = caller.account.connections().try_take().map_err(Refused::OverLimit)?;
+    let connection = caller.principal.account.connections().try_take().map_err(Refused::OverLimit)?;
     caller.counts.take_subrequest(0).map_err(Refused::OverLimit)?;
     let within = timeout_ms.map_or(CONNECT_TIMEOUT, |ms| Duration::from_millis(ms).min(MAX_TIMEOUT));
     Ok((Open { caller: Arc::clone(caller), rules, target, within, connection }, basis))
@@ -189,8 +189,8 @@ impl Broker {
 
 fn judge_address(open: &Open, address: IpAddr) -> Decided<()> {
     let Open { caller, rules, target, .. } = open;
-    let allow = &caller.tenant.allow.net;
-    let machine = &caller.machine;
+    let allow = &caller.principal.tenant.allow.net;
+    let machine = &caller.principal.machine;
     let decided = if policy::allows_address(allow, machine, rules, SocketAddr::new(address, target.port)) {
         Ok(policy::place(allow, machine, rules, target, &[address]))
     } else {

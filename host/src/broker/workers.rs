@@ -64,7 +64,7 @@ pub(super) fn authorize(caller: &Arc<Caller>, operation: Operation) -> Decided<P
     if caller.is_worker {
         return Err(invalid("workers: a worker may not start workers itself; let the request start them all"));
     }
-    let decided = workers::decide(caller.tenant.allow.workers.as_ref(), &work.module);
+    let decided = workers::decide(caller.principal.tenant.allow.workers.as_ref(), &work.module);
     let basis = caller.basis_of(decided.map(|grant| grant.place.clone()), Asked::Workers(&work.module))?;
     check_sizes(&work)?;
     let Some(room) = &caller.counts.workers else { return Err(invalid("workers: this request has none")) };

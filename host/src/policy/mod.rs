@@ -154,13 +154,22 @@ impl Policy {
     /// The tenant that a request belongs to. `host` is the request's `Host` header, port and all;
     /// `path` is as requested, without the query and still percent-encoded.
     pub fn route(&self, host: Option<&str>, path: &str) -> Option<&Arc<Tenant>> {
-        self.tenants.get(self.routes.find(host, path)?)
+        self.tenants.get(self.route_index(host, path)?)
+    }
+
+    /// As [`Policy::route`]: where the tenant stands among all.
+    pub fn route_index(&self, host: Option<&str>, path: &str) -> Option<usize> {
+        self.routes.find(host, path)
     }
 
     /// The tenant of this name.
     pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
-        let index = self.tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok()?;
-        self.tenants.get(index)
+        self.tenants.get(self.tenant_index(name)?)
+    }
+
+    /// Where the tenant of this name stands among all.
+    pub fn tenant_index(&self, name: &str) -> Option<usize> {
+        self.tenants.binary_search_by(|tenant| tenant.name.as_str().cmp(name)).ok()
     }
 
     fn enforce(raw: PolicyToml, errors: &mut Errors<'_>) -> Self {

@@ -185,22 +185,22 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 pin_project! {
     /// A call into a VM, with each poll charged as one slice.
-    pub struct Metered<F> {
+    pub struct Metered<'a, F> {
         #[pin]
         call: F,
-        meter: Arc<CpuMeter>,
-        target: Option<Target>,
+        meter: &'a CpuMeter,
+        target: Option<&'a Arc<Target>>,
     }
 }
 
-impl<F> Metered<F> {
+impl<'a, F> Metered<'a, F> {
     /// Charges what `call` uses to `meter`, and lets the watcher stop it through `target`.
-    pub fn new(call: F, meter: Arc<CpuMeter>, target: Option<Target>) -> Self {
+    pub fn new(call: F, meter: &'a CpuMeter, target: Option<&'a Arc<Target>>) -> Self {
         Self { call, meter, target }
     }
 }
 
-impl<F: Future> Future for Metered<F> {
+impl<F: Future> Future for Metered<'_, F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {

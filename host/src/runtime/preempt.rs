@@ -68,7 +68,7 @@ pub struct Interrupt {
 }
 
 /// What the watcher must know of a guest to stop it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Target {
     /// The base of its linear memory.
     base: usize,
@@ -102,7 +102,7 @@ enum Role {
 
 #[derive(Debug)]
 struct Running {
-    target: Target,
+    target: Arc<Target>,
     since: Instant,
     killed: bool,
     interrupted: bool,
@@ -228,16 +228,18 @@ impl Target {
     }
 
     /// Runs a slice of the guest, which begins now, on the calling thread; watched if it is a worker.
-    pub fn watch<T>(&self, since: Instant, slice: impl FnOnce() -> T) -> T {
-        let slot = SLOT.with_borrow(Clone::clone);
-        let Some(slot) = slot else { return slice() };
-        let running = Running { target: self.clone(), since, killed: false, interrupted: false, relieved: false };
-        *slot.running.lock() = Some(running);
-        // Leaves the slot on every way out, a panic of a host function included.
-        let leave = Leave(&slot);
-        let result = slice();
-        drop(leave);
-        result
+    pub fn watch<T>(self: &Arc<Self>, since: Instant, slice: impl FnOnce() -> T) -> T {
+        SLOT.with_borrow(|slot| {
+            let Some(slot) = slot else { return slice() };
+            let target = Arc::clone(self);
+            let running = Running { target, since, killed: false, interrupted: false, relieved: false };
+            *slot.running.lock() = Some(running);
+            // Leaves the slot on every way out, a panic of a host function included.
+            let leave = Leave(slot);
+            let result = slice();
+            drop(leave);
+            result
+        })
     }
 
     fn set_interrupt(&self) {
@@ -354,7 +356,7 @@ mod tests {
             witness: None,
         };
         let since = Instant::now().checked_sub(2 * TICK).expect("the machine has run for longer");
-        let running = Running { target, since, killed: false, interrupted: false, relieved: false };
+        let running = Running { target: Arc::new(target), since, killed: false, interrupted: false, relieved: false };
         Slot { thread: ThreadClock::of_this_thread(), role: Role::Worker(claim), running: Mutex::new(Some(running)) }
     }
 

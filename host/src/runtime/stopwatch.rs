@@ -32,6 +32,9 @@ pub struct Stopwatch {
 thread_local! {
     /// The last reading of the thread's CPU clock, and when it was.
     static READ: Cell<Option<(Instant, u64)>> = const { Cell::new(None) };
+
+    /// When a stretch on the thread was last asked for its time.
+    static ASKED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 impl Stopwatch {
@@ -53,12 +56,16 @@ impl Stopwatch {
 
     /// CPU time since then. To be asked on the thread that began.
     pub fn cpu_time(&self) -> Duration {
-        self.cpu_time_until(Instant::now())
+        let now = Instant::now();
+        ASKED.set(Some(now));
+        self.cpu_time_until(now)
     }
 
-    /// [`Stopwatch::cpu_time`], and the stretch that begins where this one ends.
+    /// [`Stopwatch::cpu_time`], and the stretch that begins where this one ends. That is when any stretch on this thread
+    /// was last asked, if one was since this one began: the clock need not be read again right after.
     pub fn lap(&self) -> (Duration, Self) {
-        let now = Instant::now();
+        let asked = ASKED.get().filter(|asked| *asked > self.began);
+        let now = asked.unwrap_or_else(Instant::now);
         (self.cpu_time_until(now), Self::start_at(now))
     }
 

@@ -80,7 +80,7 @@ pub struct Vm {
     calls: Calls,
     meter: Arc<CpuMeter>,
     /// How the watcher stops it. None where epochs do.
-    target: Option<Target>,
+    target: Option<Arc<Target>>,
     begun_with: Begun,
     /// The script that its memory has, if it has one; see [`Vm::give`].
     loaded: Option<SharedImage>,
@@ -119,11 +119,21 @@ impl Guest {
 
 impl Preempt {
     /// How the watcher stops the VM that is entered by this thread now, whose memory begins at `base`.
-    fn target(&self, base: *mut u8, meter: &Arc<CpuMeter>) -> Option<Target> {
+    fn target(&self, base: *mut u8, meter: &Arc<CpuMeter>) -> Option<Arc<Target>> {
         match self {
-            Self::Safepoint(interrupt) => Some(Target::new(base, *interrupt, Arc::clone(meter))),
+            Self::Safepoint(interrupt) => Some(Arc::new(Target::new(base, *interrupt, Arc::clone(meter)))),
             Self::Epoch => None,
         }
+    }
+}
+
+impl Calls {
+    fn start(&self) -> &TypedFunc<Message, i32> {
+        &self.start
+    }
+
+    fn complete(&self) -> &TypedFunc<Message, i32> {
+        &self.complete
     }
 }
 
@@ -264,8 +274,7 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start(&mut self, event: Written, terms: &Terms) -> Result<u32> {
-        let function = self.calls.start.clone();
-        self.call(&function, event.start(terms)?, Room::Given).await?.ok_or_else(no_room)
+        self.call(Calls::start, event.start(terms)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// As [`Vm::start`], beside what the VM is busy with. None: it has no room for it.
@@ -273,13 +282,12 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn start_beside(&mut self, event: Written, terms: &Terms) -> Result<Option<u32>> {
-        let function = self.calls.start.clone();
         let bytes = event.start(terms)?;
         // Also for what comes of a small one: beside many others there may be little left.
         let room_bytes = bytes.len().max(SMALL_BYTES);
         // The message, what is read from it, and as much again. So far a memory that is not full can grow.
         let room = if self.can_grow(4 * room_bytes)? { Room::Given } else { Room::AskedFor(room_bytes) };
-        self.call(&function, bytes, room).await
+        self.call(Calls::start, bytes, room).await
     }
 
     /// Cancels all tasks of a request. Gives how many tasks of any wait now.
@@ -297,10 +305,9 @@ impl Vm {
     /// # Errors
     /// A trap, such as [`super::meter::CpuExhausted`].
     pub async fn complete(&mut self, mut batch: Vec<Completion>) -> Result<u32> {
-        let function = self.calls.complete.clone();
         let bytes = wire::encode(&batch)?;
         let room = if bytes.len() > SMALL_BYTES { Room::AskedFor(bytes.len()) } else { Room::Given };
-        if let Some(n_waiting) = self.call(&function, bytes, room).await? {
+        if let Some(n_waiting) = self.call(Calls::complete, bytes, room).await? {
             return Ok(n_waiting);
         }
         let large = |completion: &&mut Completion| wire::encoded_bytes(&completion.outcome) > SMALL_BYTES;
@@ -308,7 +315,7 @@ impl Vm {
             let message = "the reply does not fit into what is left of the script's memory";
             completion.outcome = Err(OperationError::limit("memory", message));
         }
-        self.call(&function, wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
+        self.call(Calls::complete, wire::encode(&batch)?, Room::Given).await?.ok_or_else(no_room)
     }
 
     /// See [`super::requests::Requests::next_batch`].
@@ -345,28 +352,40 @@ impl Vm {
     }
 
     /// Hands a message over. Gives how many tasks wait then. None: the guest was asked whether it has room, and has not.
-    async fn call(&mut self, function: &TypedFunc<Message, i32>, bytes: Vec<u8>, room: Room) -> Result<Option<u32>> {
+    async fn call(
+        &mut self,
+        function: fn(&Calls) -> &TypedFunc<Message, i32>,
+        bytes: Vec<u8>,
+        room: Room,
+    ) -> Result<Option<u32>> {
         let room = match room {
             Room::AskedFor(room) => u32::try_from(room)?,
             Room::Given => 0,
         };
         let length = self.store.data_mut().announce(bytes)?;
-        let n_waiting = self.enter(async |store| function.call_async(store, (length, room)).await).await?;
+        // Lent and not cloned: a clone counts itself in four places that all threads share.
+        let call =
+            async |store: &mut Store<State>, calls: &Calls| function(calls).call_async(store, (length, room)).await;
+        let n_waiting = self.enter_with(call).await?;
         Ok(u32::try_from(n_waiting).ok())
     }
 
-    /// Runs guest code, metered and watched.
+    /// As [`Vm::enter_with`], for a function that is called less often.
     async fn enter<R>(&mut self, call: impl AsyncFnOnce(&mut Store<State>) -> Result<R>) -> Result<R> {
+        self.enter_with(async |store: &mut Store<State>, _: &Calls| call(store).await).await
+    }
+
+    /// Runs guest code, metered and watched.
+    async fn enter_with<R>(&mut self, call: impl AsyncFnOnce(&mut Store<State>, &Calls) -> Result<R>) -> Result<R> {
         if self.target.is_none() {
             // A tick that passed while the VM was parked is not this slice's.
             self.store.set_epoch_deadline(1);
         }
         self.meter.check_between_slices()?;
         self.unfold()?;
-        let (meter, target) = (Arc::clone(&self.meter), self.target.clone());
         // Also if this future is dropped meanwhile.
         self.is_sound = false;
-        let called = Metered::new(call(&mut self.store), meter, target).await;
+        let called = Metered::new(call(&mut self.store, &self.calls), &self.meter, self.target.as_ref()).await;
         self.is_sound = called.is_ok();
         called.map_err(|error| {
             // A kill closes the safepoint page, and the guest's next load from it traps.

@@ -3,11 +3,11 @@
 //! A request takes the generation that is in force when it comes, and keeps it to its end. So it sees one
 //! policy, one set of scripts and one set of open directories, whatever is loaded meanwhile.
 
-use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use crate::{
     audit::{self, Audit},
-    broker::Broker,
+    broker::{Broker, Principal},
     capability::{Capabilities, OpenError, connect::own_addresses},
     policy::{self, Changes, Host, Machine, Policy},
     runtime::{Line, Runtime},
@@ -18,8 +18,8 @@ use crate::{
 pub struct Generation {
     /// What may be done.
     pub policy: Policy,
-    /// Every tenant of the policy.
-    pub tenants: HashMap<String, Arc<Served>>,
+    /// Every tenant of the policy, in its order.
+    pub tenants: Vec<Arc<Served>>,
     /// The door to every effect.
     pub broker: Arc<Broker>,
     /// What the effects work with.
@@ -32,6 +32,8 @@ pub struct Generation {
 pub struct Served {
     /// Its script and its meters.
     pub tenant: Arc<Tenant>,
+    /// Who its requests are of.
+    pub principal: Arc<Principal>,
     /// What its requests do their effects with.
     pub line: Arc<Line>,
 }
@@ -51,6 +53,9 @@ pub enum LoadError {
     /// Scripts that cannot be used, all of them.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Scripts(Vec<ScriptProblem>),
+    /// The broker knows nothing of a tenant.
+    #[error("tenant.{0} has no account")]
+    NoAccount(String),
     /// Keys of `[host]` that differ from those that the host was started with.
     #[error("{} cannot change while the host runs: restart it, or put back what was there", .0.join(", "))]
     NeedsRestart(Vec<&'static str>),
@@ -107,7 +112,8 @@ impl Generation {
         let (mut scripts, mut reloaded) = (Scripts::default(), Vec::new());
         for tenant in &policy.tenants {
             let data_dir = &policy.host.data_dir;
-            let loaded = match self.tenants.get(&tenant.name) {
+            let before = self.policy.tenant_index(&tenant.name).and_then(|index| self.tenants.get(index));
+            let loaded = match before {
                 None => Tenant::load(Arc::clone(tenant), data_dir, runtime).await,
                 Some(before) => {
                     before.tenant.successor(Arc::clone(tenant), data_dir, runtime).await.map(|(loaded, again)| {
@@ -140,21 +146,20 @@ impl Scripts {
         }
     }
 
-    fn finish(
-        self,
-        broker: &Arc<Broker>,
-        capabilities: &Arc<Capabilities>,
-    ) -> Result<HashMap<String, Arc<Served>>, LoadError> {
+    fn finish(self, broker: &Arc<Broker>, capabilities: &Arc<Capabilities>) -> Result<Vec<Arc<Served>>, LoadError> {
         if !self.problems.is_empty() {
             return Err(LoadError::Scripts(self.problems));
         }
         let io = tokio::runtime::Handle::current();
+        // In the order of the policy, by which a request finds its tenant: none may be missing.
         let served = self.loaded.into_iter().map(|tenant| {
+            let principal = broker.principal(&tenant.policy);
+            let principal = principal.ok_or_else(|| LoadError::NoAccount(tenant.name.as_ref().to_owned()))?;
             let modules = Arc::clone(&tenant.modules);
             let line = Line::new(Arc::clone(broker), Arc::clone(capabilities), modules, io.clone());
-            (tenant.name.as_ref().to_owned(), Arc::new(Served { tenant: Arc::new(tenant), line }))
+            Ok(Arc::new(Served { tenant: Arc::new(tenant), principal, line }))
         });
-        Ok(served.collect())
+        served.collect()
     }
 }
 

@@ -87,7 +87,7 @@ impl Service {
         self.generation
             .load()
             .tenants
-            .values()
+            .iter()
             .filter_map(|served| served.tenant.resident.as_ref())
             .for_each(|vm| vm.retire());
         self.runtime.idle().await;
@@ -106,7 +106,7 @@ impl Service {
         if audit.n_lost() > 0 {
             tracing::warn!(target: "neoc::audit", count = audit.n_lost(), "records that are not in the audit file");
         }
-        let count: u64 = generation.tenants.values().map(|served| served.tenant.log_quota.n_stalls()).sum();
+        let count: u64 = generation.tenants.iter().map(|served| served.tenant.log_quota.n_stalls()).sum();
         if count > 0 {
             tracing::info!(target: "neoc::request", count, "stalls since the start");
         }
@@ -151,10 +151,7 @@ impl Service {
     }
 
     async fn run(&self, generation: &Generation, served: &Served, event: Written, id: &Arc<str>) -> Answer {
-        let Served { tenant, line } = served;
-        let Some(caller) = generation.broker.caller(&tenant.policy, Arc::clone(id)) else {
-            return failed(&Failure::Internal("the tenant has no account".into()), tenant, id);
-        };
+        let Served { tenant, principal, line } = served;
         let limits = &tenant.policy.limits;
         // To read the clock costs as much as to allocate: only for whoever reads of it.
         let began = tracing::enabled!(target: "neoc::request", tracing::Level::DEBUG).then(Instant::now);
@@ -166,8 +163,8 @@ impl Service {
             memory_bytes: usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX),
             cpu: CpuBudget::new(limits.cpu),
             wall: limits.wall,
-            log: ScriptLog::tenant(Arc::clone(&tenant.name), Arc::clone(id), Arc::clone(&tenant.log_quota)),
-            effects: Effects::new(line, caller),
+            log: ScriptLog::tenant(Arc::clone(id), Arc::clone(&tenant.log_quota)),
+            effects: Effects::new(line, principal.caller(Arc::clone(id))),
             detach: tenant.policy.usable_detach(),
         };
         let count_limit = |limit| generation.broker.decisions().count_limit("request", limit);
@@ -268,8 +265,7 @@ fn route<'a>(generation: &'a Generation, parts: &Parts) -> Option<&'a Arc<Served
         (Some(host), _, None) => Some(host),
         (None, host, None) => host.and_then(|host| host.to_str().ok()),
     };
-    let tenant = generation.policy.route(host, parts.uri.path())?;
-    generation.tenants.get(&tenant.name)
+    generation.tenants.get(generation.policy.route_index(host, parts.uri.path())?)
 }
 
 /// Says, at the start and at each reload, who is not held to the policy.
