@@ -58,8 +58,11 @@ pub fn make(lua: &Lua, plain: &Plain<'_>) -> mlua::Result<Value> {
 /// # Errors
 /// As [`make`].
 pub fn give(lua: &Lua, thread: &Thread, plain: &Plain<'_>) -> mlua::Result<()> {
-    // SAFETY: the value is on the stack, and a thread has room for twenty when it begins.
-    made(lua, plain, |raw| unsafe { Ok(lua_xmove(raw.state(), thread.state(), 1)) })
+    made(lua, plain, |raw| {
+        // SAFETY: the value is on the stack, and a thread has room for twenty when it begins.
+        unsafe { lua_xmove(raw.state(), thread.state(), 1) };
+        Ok(())
+    })
 }
 
 /// Pushes a value and has it taken from the stack.
@@ -112,7 +115,8 @@ unsafe extern "C-unwind" fn push_given(state: *mut lua_State, given: *mut c_void
 /// # Safety
 /// It is to be called in a protected call, with three free places on the stack for each level of tables, and one.
 unsafe fn push(raw: &RawLua, state: *mut lua_State, plain: &Plain<'_>) {
-    // SAFETY: the caller vouches for the state and the places. Strings are given with their lengths, and the table lies where `lua_rawset` looks for it, below a key and a value.
+    // SAFETY: the caller vouches for the state and the places. Strings are given with their lengths, and the table lies
+    // where `lua_rawset` looks for it, below a key and a value.
     unsafe {
         match plain {
             Plain::Boolean(boolean) => lua_pushboolean(state, (*boolean).into()),
