@@ -77,7 +77,8 @@ impl FromLuaMulti for Returned {
             if n_values == 2 && lua_toboolean(state, -2) != 0 && lua_type(state, -1) == LUA_TSTRING {
                 let mut n_bytes = 0;
                 let start = lua_tolstring(state, -1, &raw mut n_bytes);
-                if n_bytes <= memory::SMALL_BYTES {
+                // As in `memory::copy`: there is room for so much, and for the message with it.
+                if n_bytes.saturating_mul(2) <= memory::SMALL_BYTES {
                     return Ok(Self::Text(std::slice::from_raw_parts(start.cast(), n_bytes).to_vec()));
                 }
             }

@@ -229,6 +229,10 @@ impl Target {
 
     /// Runs a slice of the guest, which begins now, on the calling thread; watched if it is a worker.
     pub fn watch<T>(self: &Arc<Self>, since: Instant, slice: impl FnOnce() -> T) -> T {
+        if SLOT.with_borrow(Option::is_none) {
+            return slice();
+        }
+        // Lent for as long as the slice lasts. A thread that has a slot gets no other.
         SLOT.with_borrow(|slot| {
             let Some(slot) = slot else { return slice() };
             let target = Arc::clone(self);
