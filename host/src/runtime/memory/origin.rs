@@ -29,6 +29,14 @@ pub struct Walk<'a> {
     bytes: &'a [u8],
 }
 
+/// The lines of a page that a script has changed, the first in the lowest bit.
+struct Loaded {
+    /// All of them.
+    lines: u64,
+    /// Those that are not as the script left them.
+    changed: u64,
+}
+
 impl<'a> Origin<'a> {
     /// Begins to go through it.
     pub fn walk(self) -> Walk<'a> {
@@ -39,46 +47,71 @@ impl<'a> Origin<'a> {
 
 impl<'a> Walk<'a> {
     /// Makes a page as new that lies at `start`, an offset in bytes behind those that were asked for before. `had` is
-    /// told of each line that was not as new, before.
-    pub fn put_back(&mut self, start: usize, page: &mut Page, mut had: impl FnMut(usize, &Line)) {
+    /// told of lines side by side that were not as new, before, and of the offset where they begin.
+    pub fn put_back(&mut self, start: usize, page: &mut Page, had: impl FnMut(usize, &[Line])) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has what the function is compiled for.
+            #[allow(unsafe_code)]
+            return unsafe { self.put_back_wide(start, page, had) };
+        }
+        self.put_back_anywhere(start, page, had);
+    }
+
+    /// [`Walk::put_back_anywhere`] in instructions that not every processor has: half as many.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn put_back_wide(&mut self, start: usize, page: &mut Page, had: impl FnMut(usize, &[Line])) {
+        self.put_back_anywhere(start, page, had);
+    }
+
+    #[inline(always)]
+    fn put_back_anywhere(&mut self, start: usize, page: &mut Page, mut had: impl FnMut(usize, &[Line])) {
         let content = self.content.get(start..).and_then(|rest| rest.as_chunks().0.first_chunk()).unwrap_or(ZEROS);
-        let loaded = self.loaded_lines(start);
-        // First all lines alike, without a branch: most are as they were, and where the others are cannot be foreseen.
-        let mut left = differing(page, content) | loaded;
+        // First all lines, without a branch: most are as they were, and where the others are cannot be foreseen.
+        let Loaded { lines, changed } = self.loaded(start, page);
+        let mut left = differing(page, content) & !lines | changed;
         while left != 0 {
-            let index = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let at = start + index * LINE_BYTES;
-            let new = if loaded >> index & 1 == 1 { self.loaded_line(at) } else { &content[index] };
-            let line = &mut page[index];
-            if differs(line, new) {
-                had(at, line);
-                *line = *new;
+            let first = left.trailing_zeros() as usize;
+            let end = first + (left >> first).trailing_ones() as usize;
+            left &= u64::MAX.unbounded_shl(end as u32);
+            had(start + first * LINE_BYTES, &page[first..end]);
+            for index in first..end {
+                page[index] = match lines >> index & 1 {
+                    0 => content[index],
+                    _ => *self.loaded_line(start + index * LINE_BYTES),
+                };
             }
         }
     }
 
-    /// Which lines of the page at `start` the script has changed, the first in the lowest bit.
-    fn loaded_lines(&mut self, start: usize) -> u64 {
+    /// What the script has to do with the page at `start`.
+    #[inline(always)]
+    fn loaded(&mut self, start: usize, page: &Page) -> Loaded {
         self.skip_to(start);
-        let mut lines = 0;
+        let (mut loaded, mut bytes) = (Loaded { lines: 0, changed: 0 }, self.bytes);
         for (run_start, length) in self.runs {
-            let (first, end) = (*run_start as usize, *run_start as usize + *length as usize);
-            if first >= start + PAGE_BYTES {
+            let (run_start, length) = (*run_start as usize, *length as usize);
+            if run_start >= start + PAGE_BYTES {
                 break;
             }
-            let (first, end) = (first.max(start) - start, end.min(start + PAGE_BYTES) - start);
-            let n_lines = ((end - first) / LINE_BYTES) as u32;
-            lines |= u64::MAX.unbounded_shr(u64::BITS - n_lines) << (first / LINE_BYTES);
+            let (run, rest) = bytes.split_at_checked(length).unwrap_or_default();
+            let run = run.get(start.saturating_sub(run_start)..).unwrap_or_default().as_chunks().0;
+            let first = run_start.saturating_sub(start) / LINE_BYTES;
+            for (index, (line, new)) in (first..).zip(page[first..].iter().zip(run)) {
+                loaded.lines |= 1 << index;
+                loaded.changed |= u64::from(differs(line, new)) << index;
+            }
+            bytes = rest;
         }
-        lines
+        loaded
     }
 
     /// The line at `at`, which the script has changed.
     fn loaded_line(&mut self, at: usize) -> &'a Line {
         self.skip_to(at);
         let skipped = self.runs.first().map_or(0, |(start, _)| at - *start as usize);
-        // It is there: runs are whole lines, and `loaded_lines` has found one that has this.
+        // It is there: runs are whole lines, and `loaded` has found one that has this.
         self.bytes.get(skipped..).and_then(<[u8]>::first_chunk).unwrap_or(&ZEROS[0])
     }
 
@@ -94,25 +127,8 @@ impl<'a> Walk<'a> {
 }
 
 /// Which lines differ, the first in the lowest bit.
-fn differing(page: &Page, other: &Page) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has what the function is compiled for.
-        #[allow(unsafe_code)]
-        return unsafe { differing_wide(page, other) };
-    }
-    differing_anywhere(page, other)
-}
-
-/// [`differing_anywhere`] in instructions that not every processor has: half as many.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn differing_wide(page: &Page, other: &Page) -> u64 {
-    differing_anywhere(page, other)
-}
-
 #[inline(always)]
-fn differing_anywhere(page: &Page, other: &Page) -> u64 {
+fn differing(page: &Page, other: &Page) -> u64 {
     let lines = page.iter().zip(other).enumerate();
     lines.fold(0, |seen, (index, (line, other))| seen | u64::from(differs(line, other)) << index)
 }
@@ -135,7 +151,7 @@ mod tests {
         let (mut walk, mut had) = (origin.walk(), Vec::new());
         for start in pages.iter().map(|page| page * PAGE_BYTES) {
             let page = memory[start..].as_chunks_mut().0.first_chunk_mut().expect("a page");
-            walk.put_back(start, page, |at, _| had.push(at));
+            walk.put_back(start, page, |at, lines| had.extend((at..).step_by(LINE_BYTES).take(lines.len())));
         }
         had
     }

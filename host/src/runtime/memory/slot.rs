@@ -8,7 +8,7 @@ use super::{
     PAGE_BYTES,
     addresses::Addresses,
     content::Content,
-    difference::{Collector, Difference, Line},
+    difference::{Collector, Difference, LINE_BYTES, Line},
     origin::Origin,
     pagemap::{Own, PageMap},
 };
@@ -159,9 +159,10 @@ impl Slot {
         // The next request is mostly as the last one: to make room bit by bit would copy all of it once more.
         let (n_runs, n_bytes) = self.last_emptied;
         let mut had = Collector::with_room(n_runs, n_bytes);
-        self.put_back(&own, origin, |start, line| {
-            if start >= from {
-                had.push(start, line);
+        self.put_back(&own, origin, |start, lines| {
+            let lines = lines.get(from.saturating_sub(start).div_ceil(LINE_BYTES)..).unwrap_or_default();
+            if !lines.is_empty() {
+                had.push(start.max(from), lines.as_flattened());
             }
         })?;
         self.keep(own);
@@ -222,12 +223,12 @@ impl Slot {
         }
     }
 
-    /// Makes pages as new, as far as they are open. `had` is told each line that was not, before.
+    /// Makes pages as new, as far as they are open. `had` is told of lines that were not, before.
     fn put_back(
         &mut self,
         own: &[Range<usize>],
         origin: Origin<'_>,
-        mut had: impl FnMut(usize, &Line),
+        mut had: impl FnMut(usize, &[Line]),
     ) -> io::Result<()> {
         let end = self.open_bytes;
         let mut walk = origin.walk();
