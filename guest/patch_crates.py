@@ -254,11 +254,21 @@ static bool movestack(void*, lua_Page*, GCObject* object)
     return false;
 }
 
-// Moves what every request changes behind all else: the table of all strings, and the stacks.
+// Has the next block of the heap begin where a page of memory does.
+static void beginatpage(const Allocator* allocator)
+{
+    const size_t pagesize = 4096, smallest = 16, header = sizeof(void*);
+    uintptr_t next = uintptr_t(allocator->allocate(allocator->context, NULL, 0, smallest - header)) + smallest;
+    size_t rest = pagesize - next % pagesize;
+    allocator->allocate(allocator->context, NULL, 0, (rest < smallest ? rest + pagesize : rest) - header);
+}
+
+// Moves what every request changes behind all else: the table of all strings, which fills a page, and the stacks.
 extern "C" void neoc_move_arrays(lua_State* L)
 {
     global_State* g = L->global;
     Allocator allocator = {g->frealloc, g->ud};
+    beginatpage(&allocator);
     g->frealloc = allocateanew;
     g->ud = &allocator;
     luaS_resize(L, g->strt.size);

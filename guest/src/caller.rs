@@ -4,9 +4,12 @@
 //! for whom it is, and whatever it submits meanwhile is theirs.
 
 use std::cell::RefCell;
+use std::ffi::{CStr, c_int};
 use std::future::{Future, poll_fn};
+use std::mem::MaybeUninit;
 use std::pin::pin;
 
+use mlua::ffi::{lua_Debug, lua_State, lua_getinfo};
 use mlua::{Lua, LuaString, Table};
 use neoc_abi::{Call, Operation, Site};
 
@@ -16,7 +19,7 @@ use crate::stdlib::narrowing;
 pub const FOREIGN: [&str; 3] = ["[neoc]", "[C]", "__mlua_async_poll"];
 
 /// Most frames that are looked at for one of a script's.
-const MAX_LEVELS: usize = 32;
+const MAX_LEVELS: c_int = 32;
 
 /// The scope of all that the tenant may do.
 pub const WHOLE_TENANT: u32 = 0;
@@ -96,15 +99,29 @@ pub struct MadeAt(pub Table);
 /// The line of the innermost function that is a script's. Where a function of ours is all that a task or a coroutine
 /// runs, the line where that was made.
 pub fn site(lua: &Lua) -> Option<Site> {
-    let frame = |level| {
-        lua.inspect_stack(level, |debug| {
-            let module = debug.source().short_src?;
-            let line = debug.current_line().and_then(|line| u32::try_from(line).ok()).unwrap_or_default();
-            (!FOREIGN.contains(&&*module)).then(|| Site { module: module.into_owned(), line })
-        })
-    };
-    // The first level without a frame is the end of the stack.
-    (0..MAX_LEVELS).map_while(frame).flatten().next().or_else(|| made_at(lua))
+    lua.exec_raw_lua(|raw| innermost(raw.state())).or_else(|| made_at(lua))
+}
+
+/// As [`site`], of functions that are a script's. Each call of ours asks, and mlua would ask Luau thrice for each level.
+fn innermost(state: *mut lua_State) -> Option<Site> {
+    let mut debug = MaybeUninit::<lua_Debug>::uninit();
+    for level in 0..MAX_LEVELS {
+        // SAFETY: the state is that of the running thread. Of a level that there is Luau writes the source, which ends in
+        // a zero and stays until it is asked again, and the line.
+        let (module, line) = unsafe {
+            // The first level without a frame is the end of the stack.
+            if lua_getinfo(state, level, c"sl".as_ptr(), debug.as_mut_ptr()) == 0 {
+                return None;
+            }
+            let debug = debug.as_ptr();
+            (CStr::from_ptr((*debug).short_src), (*debug).currentline)
+        };
+        if !FOREIGN.iter().any(|foreign| foreign.as_bytes() == module.to_bytes()) {
+            let (module, line) = (module.to_string_lossy().into_owned(), u32::try_from(line).unwrap_or_default());
+            return Some(Site { module, line });
+        }
+    }
+    None
 }
 
 /// Where the running thread was made, if its function is none of the script's.

@@ -33,12 +33,27 @@ pub enum Plain<'a> {
     String(&'a [u8]),
     /// Fields by their names. Of several of one name, the last wins.
     Table(&'a [Field<'a>]),
-    /// A copy of a table, with these values for its fields of these names. Costs less than to make each field.
-    Copy {
-        template: &'a Table,
-        names: &'a [LuaString],
-        values: &'a [Plain<'a>],
-    },
+    /// A copy of a table, with these values for its fields.
+    Copy(&'a Template, &'a [Plain<'a>]),
+}
+
+/// A table that has all its fields, to be copied: costs less than to make each field.
+pub struct Template {
+    names: Vec<LuaString>,
+    table: Table,
+}
+
+impl Template {
+    /// One whose fields have these names.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(lua: &Lua, names: &[&str]) -> mlua::Result<Self> {
+        let names = names.iter().map(|name| lua.create_string(name)).collect::<mlua::Result<Vec<_>>>()?;
+        let table = lua.create_table_with_capacity(0, names.len())?;
+        names.iter().try_for_each(|name| table.raw_set(name, false))?;
+        Ok(Self { names, table })
+    }
 }
 
 /// A field of a table.
@@ -130,8 +145,8 @@ unsafe fn push(raw: &RawLua, state: *mut lua_State, plain: &Plain<'_>) {
                     lua_rawset(state, -3);
                 }
             }
-            Plain::Copy { template, names, values } => {
-                push_held(raw, *template);
+            Plain::Copy(Template { names, table }, values) => {
+                push_held(raw, table);
                 lua_clonetable(state, -1);
                 lua_replace(state, -2);
                 for (name, value) in names.iter().zip(*values) {

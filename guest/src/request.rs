@@ -9,39 +9,24 @@ use mlua::state::RawLua;
 use mlua::{FromLuaMulti, Lua, LuaString, MultiValue, Table, Thread, Value};
 use neoc_abi::event::{Request, Response};
 
-use crate::plain::{self, Plain};
+use crate::plain::{self, Plain, Template};
 use crate::stdlib::arguments::type_name;
 use crate::stdlib::headers;
 use crate::{failure, memory};
 
-/// The names of a request's parts.
-const NAMES: [&str; 5] = ["method", "path", "query", "headers", "body"];
-
 /// What is the same in each request's table.
-pub struct Parts {
-    names: Vec<LuaString>,
-    /// A table that has all of them.
-    template: Table,
-}
-
-impl Parts {
-    /// Makes them.
-    ///
-    /// # Errors
-    /// When there is no memory for them.
-    pub fn new(lua: &Lua) -> mlua::Result<Self> {
-        let names = NAMES.iter().map(|name| lua.create_string(name)).collect::<mlua::Result<Vec<_>>>()?;
-        let template = lua.create_table_with_capacity(0, names.len())?;
-        names.iter().try_for_each(|name| template.raw_set(name, false))?;
-        Ok(Self { names, template })
-    }
+///
+/// # Errors
+/// When there is no memory for it.
+pub fn template(lua: &Lua) -> mlua::Result<Template> {
+    Template::new(lua, &["method", "path", "query", "headers", "body"])
 }
 
 /// Makes the table, as the next argument of a thread.
 ///
 /// # Errors
 /// When there is no memory for it.
-pub fn give(lua: &Lua, thread: &Thread, parts: &Parts, request: &Request<'_>) -> mlua::Result<()> {
+pub fn give(lua: &Lua, thread: &Thread, template: &Template, request: &Request<'_>) -> mlua::Result<()> {
     let query: Vec<_> = request.query.iter().map(|(name, value)| (*name, Plain::String(value.as_bytes()))).collect();
     let headers = headers::joined(request.headers.iter().map(|(name, value)| (*name, &value[..])));
     let headers = headers::fields(&headers);
@@ -52,7 +37,7 @@ pub fn give(lua: &Lua, thread: &Thread, parts: &Parts, request: &Request<'_>) ->
         Plain::Table(&headers),
         Plain::String(request.body),
     ];
-    plain::give(lua, thread, &Plain::Copy { template: &parts.template, names: &parts.names, values: &values })
+    plain::give(lua, thread, &Plain::Copy(template, &values))
 }
 
 /// How a handler's thread ended.

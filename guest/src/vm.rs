@@ -17,6 +17,7 @@ use neoc_abi::workers::Work;
 use serde_bytes::Bytes;
 
 use crate::failure::Failure;
+use crate::plain::Template;
 use crate::request::Returned;
 use crate::scheduler::{Ownership, cancel, wait};
 use crate::threads::Threads;
@@ -50,7 +51,7 @@ struct Every {
     run_cleanups: Function,
     take_unawaited: Function,
     seed: Function,
-    parts: request::Parts,
+    request: Template,
 }
 
 type Ends = Rc<RefCell<VecDeque<(u32, Finish)>>>;
@@ -90,10 +91,7 @@ impl Vm {
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
         seal::seal(&vm.lua)?;
-        // Behind all else, for every request changes them.
-        vm.ends = Rc::new(RefCell::new(VecDeque::with_capacity(1)));
-        vm.threads = Rc::new(Threads::new(&vm.prelude)?);
-        vm.threads.prepare(&vm.lua)?;
+        vm.place_anew().map_err(|error| mlua::Error::runtime(error.message))?;
         Ok(vm)
     }
 
@@ -117,6 +115,18 @@ impl Vm {
         (self.entry, self.used) = (Entry::Absent, false);
         scheduler::forget();
         Ok(())
+    }
+
+    /// Makes once more what every script and every request changes: behind all else, and side by side.
+    fn place_anew(&mut self) -> Result<(), ScriptError> {
+        let described = |error| failure::from_message(failure::describe_error(&error));
+        self.call_prelude("forget_entry", ())?;
+        let ends = std::mem::replace(&mut self.ends, Rc::new(RefCell::new(VecDeque::with_capacity(1))));
+        let threads = Threads::new(&self.prelude).map_err(described)?;
+        let threads = std::mem::replace(&mut self.threads, Rc::new(threads));
+        // Dropped, they would leave holes, which what comes next would fill.
+        std::mem::forget((ends, threads));
+        self.threads.prepare(&self.lua).map_err(described)
     }
 
     /// The VM itself, for a test that has functions of its own in it.
@@ -243,7 +253,7 @@ impl Vm {
         match (event, &self.entry) {
             (Event::Request(inbound), Entry::Handler(handler)) => {
                 let body = thread.clone().into_async(handler).map_err(described)?;
-                request::give(&self.lua, &thread, &self.every.parts, &inbound).map_err(described)?;
+                request::give(&self.lua, &thread, &self.every.request, &inbound).map_err(described)?;
                 self.begin(request, thread, body, |lua, returned| match returned {
                     Returned::Text(text) => Ok(Finish::Response(Response::text(text))),
                     Returned::Value(ok, value) => Kind::Request.end(lua, ok, &value),
@@ -428,7 +438,7 @@ impl Every {
             run_cleanups: prelude.raw_get("run_cleanups")?,
             take_unawaited: prelude.raw_get("take_unawaited")?,
             seed: lua.globals().get::<Table>("math")?.raw_get("randomseed")?,
-            parts: request::Parts::new(lua)?,
+            request: request::template(lua)?,
         })
     }
 }

@@ -10,7 +10,7 @@ use neoc_abi::{Operation as AnyOperation, OperationError, Outcome, Reply as AnyR
 use super::arguments::{self, Arguments, milliseconds, mismatch};
 use super::{Answer, Body, Function, Module, headers};
 use crate::failure::Failure;
-use crate::plain::{self, Plain};
+use crate::plain::{self, Plain, Template};
 use crate::scheduler::cancel;
 use crate::{memory, operation};
 
@@ -35,6 +35,19 @@ pub const MODULE: Module = Module {
     luau: &[],
     constants: None,
 };
+
+/// What is the same in each response's table, kept by the VM.
+pub struct ResponseTemplate(Template);
+
+impl ResponseTemplate {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn new(lua: &Lua) -> mlua::Result<Self> {
+        Ok(Self(Template::new(lua, &["status", "headers", "body", "ok"])?))
+    }
+}
 
 async fn get(lua: Lua, arguments: Arguments) -> Answer {
     let mut request = empty("GET", arguments.text(0, "url")?);
@@ -234,11 +247,12 @@ fn response_table(lua: &Lua, response: &Response) -> Answer {
     let Response { status, headers, body } = response;
     let headers = headers::joined(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
     let headers = headers::fields(&headers);
-    let fields = [
-        ("status", Plain::Number((*status).into())),
-        ("headers", Plain::Table(&headers)),
-        ("body", Plain::String(body)),
-        ("ok", Plain::Boolean((200..300).contains(status))),
+    let values = [
+        Plain::Number((*status).into()),
+        Plain::Table(&headers),
+        Plain::String(body),
+        Plain::Boolean((200..300).contains(status)),
     ];
-    Ok(plain::make(lua, &Plain::Table(&fields))?)
+    let template = lua.app_data_ref::<ResponseTemplate>().ok_or_else(|| mlua::Error::runtime("no template"))?;
+    Ok(plain::make(lua, &Plain::Copy(&template.0, &values))?)
 }

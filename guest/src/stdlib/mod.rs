@@ -86,6 +86,7 @@ const SCOPED: &[&Module] = &[&workers::MODULE, &hyper::MODULE, &net::MODULE, &fs
 /// # Errors
 /// When there is no memory for them.
 pub fn install(lua: &Lua, prelude: &Table) -> mlua::Result<Table> {
+    lua.set_app_data(hyper::ResponseTemplate::new(lua)?);
     let modules = lua.create_table()?;
     for module in MODULES {
         modules.raw_set(module.name, table(lua, prelude, module, &Rights::all())?)?;
