@@ -254,7 +254,8 @@ static bool movestack(void*, lua_Page*, GCObject* object)
     return false;
 }
 
-// Has the next block of the heap begin where a page of memory does.
+// Has the next block of the heap begin where a page of memory does, while it has no holes: blocks then lie side by side,
+// each behind a word of the allocator's own. With another allocator, as in native tests, it begins anywhere.
 static void beginatpage(const Allocator* allocator)
 {
     const size_t pagesize = 4096, smallest = 16, header = sizeof(void*);

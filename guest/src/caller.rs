@@ -9,7 +9,8 @@ use std::future::{Future, poll_fn};
 use std::mem::MaybeUninit;
 use std::pin::pin;
 
-use mlua::ffi::{lua_Debug, lua_State, lua_getinfo};
+use mlua::ffi::{lua_Debug, lua_getinfo};
+use mlua::state::RawLua;
 use mlua::{Lua, LuaString, Table};
 use neoc_abi::{Call, Operation, Site};
 
@@ -99,18 +100,18 @@ pub struct MadeAt(pub Table);
 /// The line of the innermost function that is a script's. Where a function of ours is all that a task or a coroutine
 /// runs, the line where that was made.
 pub fn site(lua: &Lua) -> Option<Site> {
-    lua.exec_raw_lua(|raw| innermost(raw.state())).or_else(|| made_at(lua))
+    lua.exec_raw_lua(innermost).or_else(|| made_at(lua))
 }
 
 /// As [`site`], of functions that are a script's. Each call of ours asks, and mlua would ask Luau thrice for each level.
-fn innermost(state: *mut lua_State) -> Option<Site> {
+fn innermost(raw: &RawLua) -> Option<Site> {
     let mut debug = MaybeUninit::<lua_Debug>::uninit();
     for level in 0..MAX_LEVELS {
         // SAFETY: the state is that of the running thread. Of a level that there is Luau writes the source, which ends in
         // a zero and stays until it is asked again, and the line.
         let (module, line) = unsafe {
             // The first level without a frame is the end of the stack.
-            if lua_getinfo(state, level, c"sl".as_ptr(), debug.as_mut_ptr()) == 0 {
+            if lua_getinfo(raw.state(), level, c"sl".as_ptr(), debug.as_mut_ptr()) == 0 {
                 return None;
             }
             let debug = debug.as_ptr();

@@ -91,7 +91,7 @@ impl Vm {
         // The allocators keep what they once had.
         drop(Vec::<u8>::with_capacity(SPARE_BYTES));
         seal::seal(&vm.lua)?;
-        vm.place_anew().map_err(|error| mlua::Error::runtime(error.message))?;
+        vm.place_anew()?;
         Ok(vm)
     }
 
@@ -118,15 +118,13 @@ impl Vm {
     }
 
     /// Makes once more what every script and every request changes: behind all else, and side by side.
-    fn place_anew(&mut self) -> Result<(), ScriptError> {
-        let described = |error| failure::from_message(failure::describe_error(&error));
-        self.call_prelude("forget_entry", ())?;
+    fn place_anew(&mut self) -> mlua::Result<()> {
+        self.prelude.raw_get::<Function>("forget_entry")?.call::<()>(())?;
         let ends = std::mem::replace(&mut self.ends, Rc::new(RefCell::new(VecDeque::with_capacity(1))));
-        let threads = Threads::new(&self.prelude).map_err(described)?;
-        let threads = std::mem::replace(&mut self.threads, Rc::new(threads));
+        let threads = std::mem::replace(&mut self.threads, Rc::new(Threads::new(&self.prelude)?));
         // Dropped, they would leave holes, which what comes next would fill.
         std::mem::forget((ends, threads));
-        self.threads.prepare(&self.lua).map_err(described)
+        self.threads.prepare(&self.lua)
     }
 
     /// The VM itself, for a test that has functions of its own in it.

@@ -160,9 +160,9 @@ impl Slot {
         let (n_runs, n_bytes) = self.last_emptied;
         let mut had = Collector::with_room(n_runs, n_bytes);
         self.put_back(&own, origin, |start, lines| {
-            let lines = lines.get(from.saturating_sub(start).div_ceil(LINE_BYTES)..).unwrap_or_default();
-            if !lines.is_empty() {
-                had.push(start.max(from), lines.as_flattened());
+            let n_before = from.saturating_sub(start).div_ceil(LINE_BYTES);
+            if let Some(lines @ [_, ..]) = lines.get(n_before..) {
+                had.push(start + n_before * LINE_BYTES, lines.as_flattened());
             }
         })?;
         self.keep(own);
@@ -412,6 +412,17 @@ mod tests {
         let had = slot.empty(origin(&content), 2 * PAGE_BYTES, false, Some(&pages));
         let (runs, _) = had.as_ref().expect("is asked").as_ref().expect("has few pages").parts();
         assert_eq!(runs, [(2 * PAGE_BYTES as u32, 64)]);
+        assert!(is_new(&mut slot, &content));
+    }
+
+    #[test]
+    fn of_lines_side_by_side_those_that_mean_nothing_are_not_taken_out() {
+        let (content, pages) = (content(), pages());
+        let mut slot = Slot::reserve(SHAPE, Some(&content)).expect("has addresses");
+        slot.memory()[PAGE_BYTES..PAGE_BYTES + 3 * LINE_BYTES].fill(99);
+        let had = slot.empty(origin(&content), PAGE_BYTES + LINE_BYTES, false, Some(&pages));
+        let had = had.expect("is asked").expect("has few pages");
+        assert_eq!(had.parts(), (&[((PAGE_BYTES + LINE_BYTES) as u32, 128)][..], &[99; 128][..]));
         assert!(is_new(&mut slot, &content));
     }
 
